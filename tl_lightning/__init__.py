@@ -1,0 +1,1 @@
+"""Transfer learning in CNNs with PyTorch Lightning."""

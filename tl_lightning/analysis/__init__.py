@@ -1,0 +1,1 @@
+"""Measures of similarity, transferability and attribution: arrays in, numbers out."""

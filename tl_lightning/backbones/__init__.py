@@ -1,0 +1,1 @@
+"""Backbones: torchvision models with a new head, and their stages by depth."""

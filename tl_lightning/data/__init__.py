@@ -1,0 +1,1 @@
+"""Image sets, splits, domain shifts and the data module that serves them."""

@@ -1,0 +1,1 @@
+"""Parameter groups by stage and learning-rate schedules."""

@@ -1,0 +1,1 @@
+"""A study: trials, records, paired comparison, figures, report."""
