@@ -1,0 +1,31 @@
+"""Keep the metrics of every epoch in memory, for learning curves."""
+
+from __future__ import annotations
+
+import time
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+
+class MetricHistory(Callback):
+    """Collects what the module logged, an epoch a row.
+
+    Attributes:
+        rows: A dict for each epoch with ``epoch`` (from 0), ``seconds`` since the fit began (validation included),
+            and every metric logged up to the epoch's end.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self._start = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the epoch's metrics; validation has run by now."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        seconds = time.perf_counter() - self._start
+        self.rows.append({"epoch": trainer.current_epoch, "seconds": round(seconds, 4), **metrics})

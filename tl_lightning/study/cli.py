@@ -1,0 +1,154 @@
+"""The command line that all studies share. Nothing here imports torch before the arguments are known to be right."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser
+
+from tl_lightning.errors import UserError
+from tl_lightning.study.design import Study
+from tl_lightning.study.settings import Settings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+class StudyParser(ArgumentParser):
+    """A parser whose flags are spelled with dashes and whose errors are one line."""
+
+    def format_help(self) -> str:
+        """Return the help with ``--image-size`` for ``--image_size``; both are understood."""
+        return re.sub(r"--[a-z_]+", lambda match: _dashed(match.group()), super().format_help())
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong in one line and exit with code 2."""
+        fail(_one_line(message, list(self._option_string_actions)))
+
+
+def main(study: Study, argv: list[str] | None = None) -> None:
+    """Run ``study`` from the command line and exit: 0 all trials ended, 1 some failed, 2 wrong command."""
+    settings = parse(study, sys.argv[1:] if argv is None else argv)
+    _quiet()
+    from tl_lightning.study.runner import run_study
+
+    try:
+        sys.exit(run_study(study, settings))
+    except UserError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues with the trials that are left", file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line and exit with code 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(study: Study, argv: list[str]) -> Settings:
+    """Return the settings: the study's YAML, then ``--smoke``, then ``--config``, then single flags."""
+    fields = {field.name: field for field in dataclasses.fields(study.settings)}
+    switches = {f"--{name}" for name, field in fields.items() if field.type == "bool"}
+    argv = [_underscored(token, switches) for token in argv]
+    if "--smoke" in argv:
+        argv = ["--config", str(CONFIGS / "smoke.yaml"), *(token for token in argv if token != "--smoke")]
+    values = _parser(study).parse_args(argv).as_dict()
+    settings = study.settings(**{key: value for key, value in values.items() if key in fields})
+    try:
+        check(settings)
+    except UserError as error:
+        fail(str(error))
+    return settings
+
+
+def _parser(study: Study) -> StudyParser:
+    defaults = CONFIGS / f"{study.name}.yaml"
+    parser = StudyParser(
+        prog=f"{study.name}.py",
+        description=study.question,
+        default_config_files=[str(defaults)] if defaults.exists() else [],
+    )
+    parser.add_argument(
+        "--config", action="config", help="YAML file with settings; --print_config writes one."
+    )
+    parser.add_argument("--smoke", action="store_true", help="A tiny run on real data in under a minute.")
+    parser.add_class_arguments(study.settings)
+    return parser
+
+
+def check(settings: Settings) -> None:
+    """Raise ``UserError`` for values that no run could use."""
+    seeds = settings.seed_list()
+    positive = (
+        "samples_per_class",
+        "max_val_samples",
+        "max_test_samples",
+        "image_size",
+        "epochs",
+        "batch_size",
+    )
+    for name in positive:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UserError(f"{_dashed('--' + name)} must be at least 1, not {value}")
+    if (settings.gpus or 0) < 0 or settings.workers < 0:
+        raise UserError("--gpus and --workers must not be negative")
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise UserError(
+            f"--seeds must name at least one seed, none twice and none negative, not {settings.seeds}"
+        )
+    rates = settings.rate_list()
+    if not rates or min(rates) <= 0 or len(set(rates)) != len(rates):
+        raise UserError(f"--learning-rates must be distinct numbers above 0, not {rates}")
+    if settings.cache_size < 0:
+        raise UserError(f"--cache-size must not be negative, not {settings.cache_size}")
+
+
+def _underscored(token: str, switches: set[str]) -> str:
+    """Return ``--image-size=96`` as ``--image_size=96``, and a lone switch such as ``--fresh`` as ``--fresh=true``."""
+    if not token.startswith("--"):
+        return token
+    name, equals, value = token.partition("=")
+    name = "--" + name[2:].replace("-", "_")
+    return f"{name}=true" if name in switches and not equals else name + equals + value
+
+
+def _dashed(flag: str) -> str:
+    return flag if flag == "--print_config" else "--" + flag[2:].replace("_", "-")
+
+
+def _one_line(message: str, flags: list[str]) -> str:
+    """Return a parser's message as one line, with the nearest flag for an unknown one."""
+    unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
+    if unknown:
+        name = unknown.group(1).partition("=")[0]
+        near = difflib.get_close_matches(name, flags, n=1, cutoff=0.5)
+        hint = f"; did you mean {_dashed(near[0])}?" if near else "; --help lists the flags"
+        return f"unknown argument {_dashed(name) if name.startswith('--') else name}{hint}"
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    text = re.sub(
+        r'[Pp]arser key "(\w+)":?', lambda match: _dashed("--" + match.group(1)) + ":", " ".join(lines)
+    )
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    union = re.search(r"(--\S+) Does not validate .*? Subtypes: \[(.*)\] Errors: .* Given value: (.*)", text)
+    if union:
+        wanted = re.sub(r"\b(None|NoneType), |, (None|NoneType)\b", "", union.group(2)).replace(", ", " or ")
+        text = f"{union.group(1)} expected {wanted}, not {union.group(3)!r}"
+    return re.sub(r"--[a-z_]+", lambda match: _dashed(match.group()), text)
+
+
+def _quiet() -> None:
+    """Keep what matters on the terminal: the study's own lines."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics|torchvision)\b.*")

@@ -1,0 +1,158 @@
+"""The written report of a study: Markdown, PNG figures, the criteria as CSV."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tl_lightning.study.criterion import Criterion
+from tl_lightning.study.design import Study
+from tl_lightning.study.settings import Settings
+
+
+@dataclass(frozen=True)
+class ShownFigure:
+    """A figure with its file name (without ending) and the sentence under it."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+class Report:
+    """Collects what a study has to say, in order, and writes it to the output folder.
+
+    Attributes:
+        study: The study.
+        settings: Its settings.
+        results: A trial that ended well a row (columns as in ``results.csv``).
+        failed: The trials that failed.
+        curves: Columns ``arm``, ``seed``, ``epoch``, ``seconds`` and the metrics of each epoch.
+        records: The full records of all trials, for studies that keep more than a row each.
+        arms: Names of the arms, in the order of the study.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        settings: Settings,
+        out: Path,
+        records: list[dict[str, Any]],
+        results: pd.DataFrame,
+        arms: list[str],
+    ) -> None:
+        self.study, self.settings, self.out, self.records, self.arms = study, settings, out, records, arms
+        ended = results["status"] == "ok"
+        self.results, self.failed = results[ended].copy(), results[~ended].copy()
+        self.curves = _curves(records)
+        self.criteria: list[Criterion] = []
+        self.figures: list[ShownFigure] = []
+        self._conclusions: list[str] = []
+        self._body: list[str] = []
+
+    def conclude(self, sentence: str) -> None:
+        """Add a sentence to the short answer on top of the report."""
+        self._conclusions.append(sentence)
+
+    def section(self, title: str, text: str = "") -> None:
+        """Begin a section."""
+        self._body.append(f"## {title}\n\n{text}".rstrip())
+
+    def text(self, text: str) -> None:
+        """Add a paragraph of Markdown."""
+        self._body.append(text)
+
+    def table(self, frame: pd.DataFrame) -> None:
+        """Add a table; numbers are shown as they are, so round or format them before."""
+        self._body.append(markdown_table(frame))
+
+    def figure(self, name: str, figure: Figure, caption: str) -> None:
+        """Add a figure; it is written as ``NAME.png`` and shown in TensorBoard."""
+        self.figures.append(ShownFigure(name, figure, caption))
+        self._body.append(f"![{caption}]({name}.png)\n\n*{caption}*")
+
+    def criterion(self, criterion: Criterion) -> None:
+        """Add the outcome of a published finding's criterion."""
+        self.criteria.append(criterion)
+
+    def markdown(self) -> str:
+        """Return the whole report."""
+        parts = [f"# {self.study.name}: {self.study.question}", "## In short", *self._short_answer()]
+        parts += ["## What is being asked", self.study.background.strip()]
+        parts += self._body
+        if self.criteria:
+            parts += ["## Against the literature", self._criteria_table()]
+            parts += [f"**{c.finding}**: {c.note}" for c in self.criteria if c.note]
+        parts += ["## Setup", self._setup()]
+        if len(self.failed):
+            columns = ["arm", "seed", "error"]
+            parts += ["## Failed trials", markdown_table(self.failed[columns])]
+        return "\n\n".join(parts) + "\n"
+
+    def write(self) -> None:
+        """Write ``report.md``, the figures and, where there are criteria, ``criteria.csv``."""
+        for shown in self.figures:
+            shown.figure.savefig(self.out / f"{shown.name}.png", dpi=150)
+        if self.criteria:
+            rows = pd.DataFrame([{"study": self.study.name, **c.row()} for c in self.criteria])
+            rows.to_csv(self.out / "criteria.csv", index=False)
+        (self.out / "report.md").write_text(self.markdown())
+
+    def _short_answer(self) -> list[str]:
+        lines = [f"- {sentence}" for sentence in self._conclusions]
+        lines += [f"- Finding {c.finding} **{c.verdict}**: {c.claim} ({c.source})." for c in self.criteria]
+        seeds = self.results["seed"].nunique() if len(self.results) else 0
+        if seeds < 3:
+            lines.append(f"- **Anecdotal**: {seeds} seed(s); a comparison needs at least 3.")
+        if len(self.failed):
+            lines.append(f"- {len(self.failed)} trial(s) failed and are left out; see the end.")
+        return ["\n".join(lines)]
+
+    def _criteria_table(self) -> str:
+        rows = [
+            {
+                "finding": c.finding,
+                "published": f"{c.published} ({c.source})",
+                "criterion": c.rule,
+                "here": f"{c.effect.mean:+.3g} [{c.effect.low:+.3g}, {c.effect.high:+.3g}] {c.unit}",
+                "n": c.effect.n,
+                "verdict": f"**{c.verdict}**",
+            }
+            for c in self.criteria
+        ]
+        return markdown_table(pd.DataFrame(rows))
+
+    def _setup(self) -> str:
+        settings = {**self.settings.configuration(), "seeds": self.settings.seed_list()}
+        lines = [f"- {key}: {value}" for key, value in settings.items() if value is not None]
+        for column in ("device", "precision", "versions", "git_commit", "test_fingerprint"):
+            if column in self.results and len(self.results):
+                values = sorted({str(value) for value in self.results[column]})
+                lines.append(f"- {column}: {', '.join(values)}")
+        return "\n".join(lines)
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """Return the frame as a Markdown table without its index."""
+    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(object).values.tolist()]
+    return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in rows)
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _curves(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return the epochs of all trials that ended well, one row an epoch."""
+    rows = [
+        {"arm": record["arm"], "seed": record["seed"], **epoch}
+        for record in records
+        if record["status"] == "ok"
+        for epoch in record.get("curve", [])
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,85 @@
+"""The settings that every study takes; their documentation is the help of the command line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# Where and how fast a study runs, or how many seeds of it, does not make it another study: these may change between
+# two calls that continue the same output folder.
+NOT_PART_OF_THE_STUDY = (
+    "gpus",
+    "workers",
+    "seeds",
+    "out",
+    "fresh",
+    "retry_failed",
+    "cache_dir",
+    "cache_size",
+)
+
+
+@dataclass
+class Settings:
+    """Settings of a study.
+
+    Args:
+        gpus: Number of GPUs to use at most; by default one if there is one, 0 for the CPU.
+        backbone: A torchvision classification model, or efficientnet_lite0, 1 or 2.
+        weights: A torchvision weights name such as IMAGENET1K_V1, none, or the path of a checkpoint.
+        data: Name of the image set; imagefolder for your own images.
+        data_dir: Folder of the image set; for imagefolder ROOT/{train,val,test}/CLASS/* or ROOT/CLASS/*.
+        samples_per_class: Training images a class; all of them by default.
+        max_val_samples: Validation images at most, drawn in equal shares of the classes.
+        max_test_samples: Test images at most, drawn in equal shares of the classes.
+        image_size: Side in pixels to which images are resized.
+        epochs: Epochs of training.
+        batch_size: Images a training step.
+        learning_rates: Learning rates that every arm tries; the validation accuracy selects.
+        optimizer: adamw or sgd.
+        weight_decay: Decoupled weight decay.
+        seeds: Number of seeds, or a list of them; a seed fixes split, subset, head and batch order in all arms.
+        precision: Lightning precision; by default bf16-mixed or 16-mixed on a GPU and 32-true on the CPU.
+        workers: Processes that decode images; 0 decodes a set once and keeps it.
+        cache_dir: Folder for activations of frozen stages; by default they are kept in memory.
+        cache_size: Gigabytes that cached activations may take.
+        out: Output folder; logs/STUDY by default.
+        fresh: Delete the results that the output folder holds, and start anew.
+        retry_failed: Run trials again that failed in an earlier call.
+    """
+
+    gpus: int | None = None
+    backbone: str = "efficientnet_lite0"
+    weights: str = "IMAGENET1K_V1"
+    data: str = "elpv"
+    data_dir: str | None = None
+    samples_per_class: int | None = None
+    max_val_samples: int | None = None
+    max_test_samples: int | None = None
+    image_size: int = 96
+    epochs: int = 5
+    batch_size: int = 32
+    learning_rates: float | list[float] = 1e-3
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    seeds: int | list[int] = 3
+    precision: str | None = None
+    workers: int = 0
+    cache_dir: str | None = None
+    cache_size: float = 4.0
+    out: str | None = None
+    fresh: bool = False
+    retry_failed: bool = False
+
+    def seed_list(self) -> list[int]:
+        """Return the seeds: 0, 1, ... for a number of them."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+    def rate_list(self) -> list[float]:
+        """Return the learning rates that every arm tries, in ascending order."""
+        rates = self.learning_rates
+        return sorted(rates) if isinstance(rates, list) else [float(rates)]
+
+    def configuration(self) -> dict[str, Any]:
+        """Return what defines the study: two runs may share an output folder only if this agrees."""
+        return {key: value for key, value in asdict(self).items() if key not in NOT_PART_OF_THE_STUDY}
