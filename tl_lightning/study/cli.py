@@ -77,9 +77,7 @@ def _parser(study: Study) -> StudyParser:
         description=study.question,
         default_config_files=[str(defaults)] if defaults.exists() else [],
     )
-    parser.add_argument(
-        "--config", action="config", help="YAML file with settings; --print_config writes one."
-    )
+    parser.add_argument("--config", action="config", help="YAML file with settings; --print_config writes one.")
     parser.add_argument("--smoke", action="store_true", help="A tiny run on real data in under a minute.")
     parser.add_class_arguments(study.settings)
     return parser
@@ -103,9 +101,7 @@ def check(settings: Settings) -> None:
     if (settings.gpus or 0) < 0 or settings.workers < 0:
         raise UserError("--gpus and --workers must not be negative")
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise UserError(
-            f"--seeds must name at least one seed, none twice and none negative, not {settings.seeds}"
-        )
+        raise UserError(f"--seeds must name at least one seed, none twice and none negative, not {settings.seeds}")
     rates = settings.rate_list()
     if not rates or min(rates) <= 0 or len(set(rates)) != len(rates):
         raise UserError(f"--learning-rates must be distinct numbers above 0, not {rates}")
@@ -135,9 +131,7 @@ def _one_line(message: str, flags: list[str]) -> str:
         hint = f"; did you mean {_dashed(near[0])}?" if near else "; --help lists the flags"
         return f"unknown argument {_dashed(name) if name.startswith('--') else name}{hint}"
     lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    text = re.sub(
-        r'[Pp]arser key "(\w+)":?', lambda match: _dashed("--" + match.group(1)) + ":", " ".join(lines)
-    )
+    text = re.sub(r'[Pp]arser key "(\w+)":?', lambda match: _dashed("--" + match.group(1)) + ":", " ".join(lines))
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
     union = re.search(r"(--\S+) Does not validate .*? Subtypes: \[(.*)\] Errors: .* Given value: (.*)", text)
     if union:

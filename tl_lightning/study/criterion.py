@@ -50,6 +50,4 @@ class Criterion:
 
     def __str__(self) -> str:
         effect = f"{self.effect.mean:+.3g} [{self.effect.low:+.3g}, {self.effect.high:+.3g}] {self.unit}"
-        return (
-            f"{self.finding} {self.verdict}: {self.claim} ({effect}, n = {self.effect.n}; rule: {self.rule})"
-        )
+        return f"{self.finding} {self.verdict}: {self.claim} ({effect}, n = {self.effect.n}; rule: {self.rule})"

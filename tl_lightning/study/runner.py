@@ -58,17 +58,13 @@ def run_study(study: Study, settings: Settings) -> int:
     return 1 if len(report.failed) else 0
 
 
-def _run_trials(
-    study: Study, settings: Settings, trials: list[Trial], store: RecordStore, console: Console
-) -> None:
+def _run_trials(study: Study, settings: Settings, trials: list[Trial], store: RecordStore, console: Console) -> None:
     seconds: dict[str, list[float]] = defaultdict(list)
     finished = {r["trial"]: r for r in store.records() if r["status"] == "ok" or not settings.retry_failed}
     for record in finished.values():
         seconds[record["arm"]].append(record["wall_seconds"])
     left = [trial for trial in trials if trial.id not in finished]
-    console.print(
-        f"{study.name}: {len(trials)} trials, {len(trials) - len(left)} of them done, results in {store.out}"
-    )
+    console.print(f"{study.name}: {len(trials)} trials, {len(trials) - len(left)} of them done, results in {store.out}")
     with _progress(console, len(trials), len(trials) - len(left)) as advance:
         for position, trial in enumerate(left):
             record = _run_trial(study, settings, trial)

@@ -50,17 +50,17 @@ class Candidate:
 
 def data_module(settings: Settings, seed: int, **options: Any) -> TransferDataModule:
     """Return the data module of a study at one seed, set up; ``options`` override its arguments."""
-    arguments: dict[str, Any] = dict(
-        name=settings.data,
-        data_dir=settings.data_dir,
-        image_size=settings.image_size,
-        batch_size=settings.batch_size,
-        samples_per_class=settings.samples_per_class,
-        val_samples=settings.max_val_samples,
-        test_samples=settings.max_test_samples,
-        workers=settings.workers,
-        seed=seed,
-    )
+    arguments: dict[str, Any] = {
+        "name": settings.data,
+        "data_dir": settings.data_dir,
+        "image_size": settings.image_size,
+        "batch_size": settings.batch_size,
+        "samples_per_class": settings.samples_per_class,
+        "val_samples": settings.max_val_samples,
+        "test_samples": settings.max_test_samples,
+        "workers": settings.workers,
+        "seed": seed,
+    }
     datamodule = TransferDataModule(**{**arguments, **options})
     datamodule.prepare_data()
     datamodule.setup()
@@ -114,9 +114,7 @@ def train_and_test(
     rates = sorted(learning_rates or settings.rate_list())
 
     def fit(lr: float) -> Candidate:
-        module = build_module(
-            trial.seed, backbone, weights, datamodule.num_classes, lr, settings, module_options or {}
-        )
+        module = build_module(trial.seed, backbone, weights, datamodule.num_classes, lr, settings, module_options or {})
         callbacks = build_callbacks(trial.seed, freezing, lr_decay, bn, augmentation)
         data = _cached(datamodule, module, freezing, bn, augmentation, settings)
         return _fit(module, data, callbacks, devices, epochs, trial.folder / f"lr={lr:g}")
@@ -166,13 +164,13 @@ def build_module(
     dropout = options.get("dropout")
     model = create_backbone(backbone, weights, num_classes, dropout=dropout)
     spec = input_spec(backbone, weights)
-    arguments: dict[str, Any] = dict(
-        lr=lr,
-        optimizer=settings.optimizer,
-        weight_decay=settings.weight_decay,
-        mean=spec.mean,
-        std=spec.std,
-    )
+    arguments: dict[str, Any] = {
+        "lr": lr,
+        "optimizer": settings.optimizer,
+        "weight_decay": settings.weight_decay,
+        "mean": spec.mean,
+        "std": spec.std,
+    }
     return TransferModule(model, num_classes, **{**arguments, **options})
 
 
@@ -232,9 +230,7 @@ def _fit(
         log_every_n_steps=10,
     )
     trainer.fit(module, datamodule)
-    validation = {
-        k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "train/"))
-    }
+    validation = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "train/"))}
     efficiency = next(c for c in callbacks if isinstance(c, EfficiencyMonitor)).summary()
     curve = next(c for c in callbacks if isinstance(c, MetricHistory)).rows
     return Candidate(module.hparams["lr"], module, datamodule, trainer, validation, efficiency, curve, folder)

@@ -137,9 +137,7 @@ class TaskModule(pl.LightningModule):
         optimizer = OPTIMIZERS[self.hparams["optimizer"]](groups, lr=self.lr, fused=True, **options)  # type: ignore[call-arg]
         install_lr_scale(optimizer)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        multiplier = lr_multiplier(
-            self.hparams["schedule"], steps, round(self.hparams["warmup_fraction"] * steps)
-        )
+        multiplier = lr_multiplier(self.hparams["schedule"], steps, round(self.hparams["warmup_fraction"] * steps))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -152,5 +150,5 @@ class TaskModule(pl.LightningModule):
         loss = self.trainer.callback_metrics.get("train/loss")
         if loss is not None and not torch.isfinite(loss):
             raise NonFiniteLossError(
-                f"the training loss is {loss.item()} in epoch {self.current_epoch}: lower the learning rate ({self.lr:g})"
+                f"the training loss is {loss.item()} in epoch {self.current_epoch}; lower the learning rate {self.lr:g}"
             )

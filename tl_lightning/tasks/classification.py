@@ -85,9 +85,7 @@ class TransferModule(TaskModule):
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         weights: Any = self.class_weights
-        return F.cross_entropy(
-            logits.float(), target, weight=weights, label_smoothing=self.hparams["label_smoothing"]
-        )
+        return F.cross_entropy(logits.float(), target, weight=weights, label_smoothing=self.hparams["label_smoothing"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
