@@ -1,0 +1,73 @@
+"""What a study adds to TensorBoard: a trial's settings beside its results, and the figures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import FileWriter, SummaryWriter
+from torch.utils.tensorboard.summary import hparams, scalar
+
+GROUP = "Result"  # sorts before the lower-case tags, so that the HPARAMS table shows these metrics first
+
+
+def write_hparams(folder: Path, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """Write a trial's settings with its results into the run that its curves are in.
+
+    Only the session is written, no description of the whole experiment: TensorBoard takes one such description for
+    all runs it shows, so that each trial's own would hide the settings of the others; without one it collects the
+    columns from all runs of all studies.
+
+    Args:
+        folder: The run's folder, with or without event files in it.
+        settings: Factors of the arm, seed, chosen hyper-parameters; None is shown as ``none``.
+        metrics: Results by name; they appear as scalars ``Result/<name>``, with ``/`` in a name made ``_``.
+    """
+    results = {f"{GROUP}/{name.replace('/', '_')}": float(value) for name, value in metrics.items()}
+    _, start, end = hparams({name: _shown(value) for name, value in settings.items()}, results)
+    writer = FileWriter(str(folder), filename_suffix=".hparams")
+    try:
+        writer.add_summary(start)
+        for name, value in results.items():
+            writer.add_summary(scalar(name, value), global_step=0)
+        writer.add_summary(end)
+    finally:
+        writer.close()
+
+
+def write_figures(out: Path, figures: Mapping[str, Figure]) -> Path:
+    """Write the study's figures as images of the run `figures`, in place of those of an earlier call.
+
+    Args:
+        out: Output folder of the study.
+        figures: Figures by name; drawn at their own size and dpi.
+
+    Returns:
+        Folder of the run.
+    """
+    folder = out / "figures"
+    for earlier in folder.glob("events.out.tfevents.*"):
+        with contextlib.suppress(FileNotFoundError):
+            earlier.unlink()
+    with SummaryWriter(str(folder)) as writer:
+        for name, figure in figures.items():
+            writer.add_image(name, rasterise(figure), dataformats="HWC")
+    return folder
+
+
+def rasterise(figure: Figure) -> np.ndarray:
+    """Return the figure as uint8 RGB pixels [H, W, 3]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _shown(value: Any) -> str | float | bool:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str | bool | int | float) else str(value)
