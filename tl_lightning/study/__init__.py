@@ -1,1 +1,24 @@
 """A study: trials, records, paired comparison, figures, report."""
+
+from tl_lightning._lazy import lazy_exports
+
+_EXPORTS = {
+    "Arm": "tl_lightning.study.design",
+    "Trial": "tl_lightning.study.design",
+    "Study": "tl_lightning.study.design",
+    "Settings": "tl_lightning.study.settings",
+    "Criterion": "tl_lightning.study.criterion",
+    "Report": "tl_lightning.study.report",
+    "main": "tl_lightning.study.cli",
+    "train_and_test": "tl_lightning.study.training",
+    "check_training": "tl_lightning.study.training",
+    "compare": "tl_lightning.study.comparison",
+    "compare_all": "tl_lightning.study.comparison",
+    "by_seed": "tl_lightning.study.comparison",
+    "plots": "tl_lightning.study.plots",
+    "statistics": "tl_lightning.study.statistics",
+    "step_cost": "tl_lightning.study.step_cost",
+}
+
+__all__ = list(_EXPORTS)  # noqa: PLE0605
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -17,15 +17,10 @@ from rich.table import Table
 
 from tl_lightning.study.design import Study, Trial
 from tl_lightning.study.devices import resolve_devices
-from tl_lightning.study.records import (
-    RecordStore,
-    environment,
-    results_frame,
-    summary_frame,
-    write_results_csv,
-    write_summary_csv,
-)
+from tl_lightning.study.environment import environment
+from tl_lightning.study.records import RecordStore
 from tl_lightning.study.report import Report
+from tl_lightning.study.results import results_frame, summary_frame, write_results_csv, write_summary_csv
 from tl_lightning.study.settings import Settings
 from tl_lightning.study.tensorboard import write_figures
 
@@ -110,6 +105,7 @@ def _write_results(study: Study, settings: Settings, trials: list[Trial], store:
     report = Report(study, settings, store.out, records, results, arms)
     if len(report.results):
         study.report(report)
+    store.own(*(f"{shown.name}.png" for shown in report.figures))
     report.write()
     write_figures(store.out, {shown.name: shown.figure for shown in report.figures})
     return report

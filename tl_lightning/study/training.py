@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,10 @@ class Candidate:
 
 
 def data_module(settings: Settings, seed: int, **options: Any) -> TransferDataModule:
-    """Return the data module of a study at one seed, set up; ``options`` override its arguments."""
+    """Return the data module of a study at one seed, set up; ``options`` override its arguments.
+
+    All arms of a seed get the same one: its images are decoded once.
+    """
     arguments: dict[str, Any] = {
         "name": settings.data,
         "data_dir": settings.data_dir,
@@ -61,7 +64,12 @@ def data_module(settings: Settings, seed: int, **options: Any) -> TransferDataMo
         "workers": settings.workers,
         "seed": seed,
     }
-    datamodule = TransferDataModule(**{**arguments, **options})
+    return _set_up(tuple(sorted({**arguments, **options}.items())))
+
+
+@lru_cache(maxsize=4)
+def _set_up(arguments: tuple[tuple[str, Any], ...]) -> TransferDataModule:
+    datamodule = TransferDataModule(**dict(arguments))
     datamodule.prepare_data()
     datamodule.setup()
     return datamodule

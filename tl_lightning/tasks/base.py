@@ -121,7 +121,9 @@ class TaskModule(pl.LightningModule):
             return self(batch["image"])
         if not self._suffix:
             raise UserError("the batch holds activations but no suffix is set: call use_suffix first")
-        return self._suffix[0](batch["activation"])
+        suffix = self._suffix[0]
+        suffix.training = self.training  # outside the module tree, so train() does not reach it
+        return suffix(batch["activation"])
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build every named group (stage x decay) once, under one schedule for all of them."""

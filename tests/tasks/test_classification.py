@@ -1,0 +1,165 @@
+"""TransferModule trained on real digits through Lightning's Trainer."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from tl_lightning import TransferDataModule, TransferModule, UserError, create_backbone
+from tl_lightning.tasks import NonFiniteLossError
+
+
+def trainer(**options):
+    arguments = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return pl.Trainer(**{**arguments, **options})
+
+
+def tiny_cnn(classes=10):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, classes),
+    )
+
+
+@pytest.fixture(scope="module")
+def digits():
+    datamodule = TransferDataModule("digits", image_size=32, batch_size=64, samples_per_class=60)
+    datamodule.setup()
+    return datamodule
+
+
+def test_it_learns_and_logs_every_metric(digits):
+    module = TransferModule(tiny_cnn(), 10, lr=3e-3)
+    fit = trainer(max_epochs=8)
+    fit.fit(module, digits)
+    test = fit.test(module, digits, verbose=False)[0]
+    assert test["test/accuracy"] > 0.8
+    assert test["test/auroc"] > 0.95
+    assert set(test) == {f"test/{name}" for name in ("loss", "accuracy", "macro_f1", "auroc", "ece")}
+    assert {"train/loss", "train/accuracy", "val/accuracy", "val/ece"} <= fit.callback_metrics.keys()
+    assert module.confusion.sum() == len(digits.test_set)
+    accuracy = module.confusion.diag().sum() / module.confusion.sum()
+    assert accuracy.item() == pytest.approx(test["test/accuracy"])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "one_cycle"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_schedules_and_optimizers_train(digits, schedule, optimizer):
+    module = TransferModule(tiny_cnn(), 10, lr=1e-3, schedule=schedule, optimizer=optimizer)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    trainer(limit_train_batches=3).fit(module, digits)
+    assert all(not torch.equal(before[name], p) for name, p in module.named_parameters())
+
+
+def test_images_are_normalised_inside():
+    module = TransferModule(tiny_cnn(), 10, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)).eval()
+    image = torch.rand(2, 3, 16, 16)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
+    assert torch.allclose(module(image), module.backbone((image - mean) / std), atol=1e-6)
+
+
+def test_parameter_groups_are_named_by_stage_and_cover_everything(digits):
+    module = TransferModule("shufflenet_v2_x0_5", 10)
+    fit = trainer(limit_train_batches=1, limit_val_batches=1)
+    fit.fit(module, digits)
+    groups = fit.optimizers[0].param_groups
+    assert groups[0]["name"] == "conv1/decay"
+    assert groups[-1]["name"] == "fc/no_decay"
+    assert sorted(n for g in groups for n in g["param_names"]) == sorted(n for n, _ in module.named_parameters())
+    assert all(g["weight_decay"] == 0 for g in groups if g["name"].endswith("no_decay"))
+
+
+def test_label_smoothing_and_class_weights_change_the_loss():
+    logits, label = torch.randn(8, 10), torch.arange(8)
+    plain = TransferModule(tiny_cnn(), 10).loss(logits, label)
+    smooth = TransferModule(tiny_cnn(), 10, label_smoothing=0.1).loss(logits, label)
+    weighted = TransferModule(tiny_cnn(), 10, class_weights=[5.0] + [1.0] * 9).loss(logits, label)
+    log_p = logits.log_softmax(1)
+    expected = -(0.9 * log_p[torch.arange(8), label] + 0.1 * log_p.mean(1)).mean()
+    assert torch.allclose(smooth, expected)
+    assert not torch.allclose(plain, weighted)
+
+
+def test_soft_labels_replace_the_label_in_the_loss():
+    module = TransferModule(tiny_cnn(), 10)
+    image, label = torch.rand(4, 3, 16, 16), torch.tensor([1, 2, 3, 4])
+    module.log = lambda *args, **kwargs: None  # outside of a Trainer there is nothing to log to
+    hard = module.training_step({"image": image, "label": label}, 0)
+    one_hot = nn.functional.one_hot(label, 10).float()
+    same = module.training_step({"image": image, "label": label, "soft_label": one_hot}, 0)
+    other = module.training_step({"image": image, "label": label, "soft_label": one_hot.roll(1, 1)}, 0)
+    assert torch.allclose(hard, same, atol=1e-6)
+    assert not torch.allclose(hard, other)
+
+
+def test_auxiliary_heads_add_to_the_loss():
+    backbone = create_backbone("googlenet", "none", 5, aux_logits=True)
+    module = TransferModule(backbone, 5, aux_loss_weight=0.3).train()
+    output = module(torch.rand(2, 3, 64, 64))
+    label = torch.tensor([0, 1])
+    parts = [nn.functional.cross_entropy(head, label) for head in output]
+    assert torch.allclose(module.loss(output, label), parts[0] + 0.3 * (parts[1] + parts[2]))
+
+
+def test_pairs_as_any_dataset_gives_them_train():
+    pairs = TensorDataset(torch.rand(16, 3, 16, 16), torch.randint(10, (16,)))
+    module = TransferModule(tiny_cnn(), 10)
+    trainer().fit(module, DataLoader(pairs, batch_size=8), DataLoader(pairs, batch_size=8))
+    probabilities = torch.cat(trainer().predict(module, DataLoader(pairs, batch_size=8)))
+    assert torch.allclose(probabilities.sum(1), torch.ones(16), atol=1e-5)
+
+
+def test_a_diverged_loss_ends_the_fit(digits):
+    module = TransferModule(tiny_cnn(), 10, lr=1e30, optimizer="sgd", schedule="constant", warmup_fraction=0)
+    with pytest.raises(NonFiniteLossError, match="lower the learning rate"):
+        trainer(max_epochs=3).fit(module, digits)
+
+
+def test_a_checkpoint_restores_the_module(digits, tmp_path):
+    module = TransferModule("shufflenet_v2_x0_5", 10, lr=0.01)
+    fit = trainer(limit_train_batches=1, limit_val_batches=1)
+    fit.fit(module, digits)
+    fit.save_checkpoint(tmp_path / "module.ckpt")
+    restored = TransferModule.load_from_checkpoint(tmp_path / "module.ckpt").eval()
+    image = torch.rand(1, 3, 32, 32)
+    assert torch.equal(restored(image), module.eval()(image))
+    assert restored.hparams["lr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "adamww"}, "did you mean adamw"),
+        ({"lr": 0}, "lr must be above 0"),
+        ({"warmup_fraction": 1.5}, "warmup_fraction"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"class_weights": [1.0]}, "1 values for 10 classes"),
+    ],
+)
+def test_impossible_values_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        TransferModule(tiny_cnn(), 10, **options)
+
+
+def test_activations_without_a_suffix_are_refused():
+    with pytest.raises(UserError, match="use_suffix"):
+        TransferModule(tiny_cnn(), 10).output({"activation": torch.rand(1, 3)})
