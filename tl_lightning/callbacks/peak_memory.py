@@ -36,12 +36,13 @@ class PeakMemory:
         self._base = float("nan")
 
     def start(self) -> None:
-        """Begin to measure."""
+        """Begin to measure; what earlier fits left in reference cycles is freed first (0.2 s)."""
+        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._base = torch.cuda.memory_allocated(self.device) / MEBIBYTE
             return
-        _release_free_memory()
+        _return_free_memory()
         _reset_high_water_mark()
         self._base = _status("VmRSS")
 
@@ -54,8 +55,7 @@ class PeakMemory:
         return peak, peak - self._base
 
 
-def _release_free_memory() -> None:
-    gc.collect()
+def _return_free_memory() -> None:
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
         if trim is not None:
