@@ -1,1 +1,25 @@
 """Callbacks that work in any LightningModule with one optimizer."""
+
+from tl_lightning.callbacks.augmentation import BatchAugmentation
+from tl_lightning.callbacks.discriminative_lr import DiscriminativeLR
+from tl_lightning.callbacks.efficiency import EfficiencyMonitor
+from tl_lightning.callbacks.freezing_schedule import ByEpoch, FreezingSchedule, Gradual, OnPlateau
+from tl_lightning.callbacks.history import MetricHistory
+from tl_lightning.callbacks.plan import Plan, PlanRow
+from tl_lightning.callbacks.step_seed import StepSeed
+from tl_lightning.callbacks.unfreezing import ProgressiveUnfreezing
+
+__all__ = [
+    "BatchAugmentation",
+    "ByEpoch",
+    "DiscriminativeLR",
+    "EfficiencyMonitor",
+    "FreezingSchedule",
+    "Gradual",
+    "MetricHistory",
+    "OnPlateau",
+    "Plan",
+    "PlanRow",
+    "ProgressiveUnfreezing",
+    "StepSeed",
+]

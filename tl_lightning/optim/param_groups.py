@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from tl_lightning.errors import UserError
@@ -106,10 +106,11 @@ def split_groups_by_stage(optimizer: Optimizer, root: nn.Module, stages: StageMa
     for position, group in enumerate(optimizer.param_groups):
         members = _by_stage(group["params"], stage_of, len(stages.names))
         for stage, parameters in members.items():
-            part = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+            part = {key: _own(value) for key, value in group.items() if key not in ("params", "param_names")}
             part["params"] = parameters
             part["param_names"] = [_name_of(p, names) for p in parameters]
-            part["stage"] = stage
+            if stage < len(stages.names) or "stage" not in part:  # outside, another staged module may own it
+                part["stage"] = stage
             part["name"] = _part_name(group, position, len(members), [*stages.names, OUTSIDE][stage], optimizer)
             part.setdefault(SCALE, 1.0)
             parts.append((stage, position, part))
@@ -128,6 +129,11 @@ def _check_splittable(optimizer: Optimizer) -> None:
         raise UserError("LBFGS keeps all parameters in one group and cannot train by stage: use another optimizer")
     if hasattr(optimizer, "consolidate_state_dict"):
         raise UserError(f"{type(optimizer).__name__} shards its groups over processes: use a plain torch optimizer")
+
+
+def _own(value: Any) -> Any:
+    """Return the value of an option; a rate that is a tensor is written in place, so every group needs its own."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _by_stage(parameters: list[nn.Parameter], stage_of: dict[int, int], outside: int) -> dict[int, list[nn.Parameter]]:

@@ -47,6 +47,7 @@ class Multiplier:
     warmup_steps: int = 0
 
     def __call__(self, step: int) -> float:
+        """Return the factor of the base rate at a step, counted from 0."""
         step = min(max(step, 0), self.total_steps - 1)
         if self.schedule == "one_cycle":
             return self._one_cycle(step)

@@ -15,8 +15,8 @@ def match_state_by_name(optimizer: Optimizer) -> None:
     """Make ``optimizer.load_state_dict`` match by ``param_names``; a second call changes nothing.
 
     torch matches by position: groups of equal sizes in another order load silently onto the wrong parameters. The
-    groups must hold ``param_names``. The order of saved groups relative to those now there is kept in
-    ``optimizer.loaded_group_order``, so that schedulers can follow.
+    groups must hold ``param_names``. After a load, ``optimizer.loaded_group_order`` holds the position of the saved
+    group that every group came from, and the number of saved groups, so that schedulers can follow.
     """
     if not hasattr(optimizer, "loaded_group_order"):
         optimizer.loaded_group_order = None  # type: ignore[attr-defined]
@@ -40,7 +40,7 @@ def _reorder(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
             }
         )
         order.append(sources[0])
-    optimizer.loaded_group_order = order  # type: ignore[attr-defined]
+    optimizer.loaded_group_order = (order, len(saved["param_groups"]))  # type: ignore[attr-defined]
     return {**saved, "param_groups": groups}
 
 

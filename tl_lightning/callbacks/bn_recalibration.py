@@ -1,0 +1,140 @@
+"""Re-estimate BatchNorm statistics of frozen stages on the training images, without labels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+
+from tl_lightning.callbacks.frozen import FrozenStages
+from tl_lightning.errors import UserError
+
+
+def recalibrate(trainer: pl.Trainer, pl_module: pl.LightningModule, frozen: FrozenStages) -> None:
+    """Set the statistics of the frozen BatchNorm layers to those of the training images, once.
+
+    One pass over the training images with cumulative averages, as ``torch.optim.swa_utils.update_bn`` does (Li et al.
+    2017, "Revisiting Batch Normalization For Practical Domain Adaptation"). Batches go through ``training_step`` up to
+    the end of the staged module's forward pass, so that no loss and no metric is computed and no label is used.
+    Global RNG states are left as they were.
+
+    Raises:
+        UserError: The training data holds no batch.
+    """
+    layers = [layer for _, layer in frozen.batch_norms()]
+    batches = 0
+    with ExitStack() as stack:
+        stack.enter_context(isolate_rng())
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_cumulative(layers))
+        stack.enter_context(_silent(pl_module))
+        stack.enter_context(_stop_after(frozen.module))
+        for index, batch in enumerate(_batches(trainer)):
+            batches += _forward(trainer, pl_module, batch, index)
+    if not batches:
+        raise UserError("bn='recalibrate' found no batch of training images to estimate the statistics on")
+    _average_over_ranks(trainer, layers)
+
+
+class _ForwardDone(Exception):
+    """The staged module has run: not an error, it ends a training step early."""
+
+
+def _forward(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> int:
+    """Run one batch through the staged module; return whether it counts."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+    try:
+        with trainer.precision_plugin.train_step_context():
+            pl_module.training_step(batch, index)
+    except _ForwardDone:
+        pass
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):  # a last batch of one image has no variance
+            raise
+        return 0
+    return 1
+
+
+@contextmanager
+def _cumulative(layers: list[_BatchNorm]) -> Iterator[None]:
+    """Let the layers gather the plain average of the batch statistics."""
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.training, layer.momentum = True, None  # not train(): a frozen layer does not listen to that
+        layer.reset_running_stats()
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.training, layer.momentum = False, momentum
+
+
+@contextmanager
+def _silent(pl_module: pl.LightningModule) -> Iterator[None]:
+    """Let ``self.log`` do nothing: a training step may log before its forward pass."""
+    for name in ("log", "log_dict"):
+        vars(pl_module)[name] = _nothing
+    try:
+        yield
+    finally:
+        for name in ("log", "log_dict"):
+            vars(pl_module).pop(name, None)
+
+
+@contextmanager
+def _stop_after(module: nn.Module) -> Iterator[None]:
+    handle = module.register_forward_hook(_raise_done)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _raise_done(module: nn.Module, args: Any, output: Any) -> None:
+    raise _ForwardDone
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+def _batches(trainer: pl.Trainer) -> Iterable[Any]:
+    """Yield the training batches without touching the iterators and samplers of the fit."""
+    combined = CombinedLoader(trainer.train_dataloader, "max_size_cycle")
+    combined.flattened = [_unshuffled(loader, trainer) for loader in combined.flattened]
+    limit = trainer.num_training_batches
+    for batch, index, _ in combined:
+        if index >= limit:
+            break
+        yield batch
+
+
+def _unshuffled(loader: Any, trainer: pl.Trainer) -> Any:
+    if not isinstance(loader, DataLoader):
+        return copy.copy(loader)  # its place in the data is its own state
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+        return loader
+    sampler: DistributedSampler[Any] | None = None
+    if trainer.world_size > 1:
+        sampler = DistributedSampler(loader.dataset, trainer.world_size, trainer.global_rank, shuffle=False)
+    return DataLoader(loader.dataset, loader.batch_size, sampler=sampler, collate_fn=loader.collate_fn)
+
+
+def _average_over_ranks(trainer: pl.Trainer, layers: list[_BatchNorm]) -> None:
+    if trainer.world_size > 1:
+        for layer in layers:
+            for buffer in (layer.running_mean, layer.running_var):
+                if buffer is not None:
+                    buffer.copy_(trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
