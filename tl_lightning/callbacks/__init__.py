@@ -3,6 +3,7 @@
 from tl_lightning.callbacks.augmentation import BatchAugmentation
 from tl_lightning.callbacks.discriminative_lr import DiscriminativeLR
 from tl_lightning.callbacks.efficiency import EfficiencyMonitor
+from tl_lightning.callbacks.freeze_audit import FreezeAudit
 from tl_lightning.callbacks.freezing_schedule import ByEpoch, FreezingSchedule, Gradual, OnPlateau
 from tl_lightning.callbacks.history import MetricHistory
 from tl_lightning.callbacks.plan import Plan, PlanRow
@@ -14,6 +15,7 @@ __all__ = [
     "ByEpoch",
     "DiscriminativeLR",
     "EfficiencyMonitor",
+    "FreezeAudit",
     "FreezingSchedule",
     "Gradual",
     "MetricHistory",
