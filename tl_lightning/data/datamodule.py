@@ -7,25 +7,65 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.nn import functional as F
 
-from tl_lightning.data import splits
+from tl_lightning.data.assembly import Shift, assemble
+from tl_lightning.data.cache import FORMAT, cache_root
 from tl_lightning.data.datasets import DatasetCard, dataset_card
-from tl_lightning.data.images import ImageSet, RawPart, RawSet
+from tl_lightning.data.images import ImageSet, RawSet
 from tl_lightning.data.loader import BatchLoader
-from tl_lightning.data.pixels import DecodedPixels, Pixels
-from tl_lightning.errors import UserError
+from tl_lightning.data.partition import PARTS, Part, Partition
+from tl_lightning.data.pixels import StreamedPixels
+from tl_lightning.data.shifts import check_shift
+from tl_lightning.data.sources import PixelSource
+from tl_lightning.data.store import Storage
+from tl_lightning.errors import UserError, unknown_name
 
-Part = Literal["train", "val", "test"]
-PARTS: tuple[Part, ...] = ("train", "val", "test")
+SIZES = range(8, 4097)
 
 
 class TransferDataModule(LightningDataModule):
-    """Image classification data for transfer learning."""
+    """Image classification data: decoded once to uint8, served in batches, resized on the device that trains.
+
+    Batches leave the loaders as ``{"image": uint8 [B, C, S, S], "label": int64 [B], "index": int64 [B]}`` and reach
+    the model with ``image`` as float32 [B, 3, image_size, image_size] in 0..1. ``index`` is the position in the part
+    (``train_set.images[index]``); ``train_set.indices[index]`` is that in the published part. S is ``image_size``, or
+    the images' own size where that is smaller.
+
+    The seed fixes the validation split, the subset, the label noise and the order of batches. The test part and the
+    corrupted images never depend on it.
+
+    Args:
+        name: A name in ``DATASETS``.
+        data_dir: Folder of the images (``imagefolder``), or of what torchvision downloads.
+        image_size: Side in pixels of what the model gets, 8 to 4096.
+        batch_size: Training images a batch (on each rank).
+        eval_batch_size: Validation and test images a batch.
+        samples_per_class: Training images of every class; None for all.
+        fraction: Part of every class's training images; None for all.
+        val_fraction: Part of the training images to validate on, where the set has no validation part of its own.
+        test_fraction: Part of all images to test on, where the set has no test part of its own.
+        val_samples: At most so many validation images.
+        test_samples: At most so many test images.
+        seed: See above.
+        label_noise: Part of the training labels replaced by another class.
+        corruption: A name in ``shifts.SHIFTS``; None for clean images.
+        severity: Of the corruption, 1 to 5.
+        corrupt_parts: Parts whose images are corrupted.
+        workers: Processes that decode each batch anew from the files, for sets that fit neither memory nor disk; with
+            0 images are decoded once. The images and their order are the same either way.
+        download: Whether to download what is missing.
+        on_bad_image: ``error`` at an image that cannot be read, or ``skip`` it; ``skipped`` counts those left out.
+        cache_dir: Folder for decoded images and downloads; by default ``$TL_LIGHTNING_CACHE`` or
+            ``~/.cache/tl_lightning``.
+        memory_limit_mb: Decoded images above this are memory-mapped from the cache folder.
+
+    Raises:
+        UserError: From the constructor for a value that cannot be; from ``setup`` for data that is missing or unusable.
+    """
 
     train_set: ImageSet
     val_set: ImageSet
@@ -57,18 +97,15 @@ class TransferDataModule(LightningDataModule):
         memory_limit_mb: int = 2048,
     ) -> None:
         super().__init__()
-        self.name = name
         self.card: DatasetCard = dataset_card(name)
+        self.partition = Partition(
+            seed, val_fraction, test_fraction, samples_per_class, fraction, val_samples, test_samples
+        )
+        self.name = name
         self.data_dir = data_dir
         self.image_size = image_size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.samples_per_class = samples_per_class
-        self.fraction = fraction
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-        self.val_samples = val_samples
-        self.test_samples = test_samples
         self.seed = seed
         self.label_noise = label_noise
         self.corruption = corruption
@@ -81,73 +118,70 @@ class TransferDataModule(LightningDataModule):
         self.memory_limit_mb = memory_limit_mb
         self.skipped = 0
         self.class_names: list[str] = []
-        self._ready = False
+        self._sources: dict[Part, PixelSource] = {}
+        self._check()
+
+    def _check(self) -> None:
+        if self.image_size not in SIZES:
+            raise UserError(f"image_size must be {SIZES[0]} to {SIZES[-1]} pixels, but is {self.image_size}")
+        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("workers", 0), ("memory_limit_mb", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, but is {getattr(self, name)}")
+        if not 0 <= self.label_noise <= 1:
+            raise UserError(f"label_noise must lie between 0 and 1, but is {self.label_noise}")
+        if self.on_bad_image not in ("error", "skip"):
+            raise unknown_name("value of on_bad_image", self.on_bad_image, ("error", "skip"))
+        check_shift(self.corruption or "none", self.severity)
+        for part in self.corrupt_parts:
+            _check_part(part)
+        if self.corruption == "saturate" and self.card.channels == 1:
+            raise UserError(f"corruption saturate changes nothing in the grey images of {self.name}; choose another")
+
+    @property
+    def _shift(self) -> Shift | None:
+        shifted = self.corruption not in (None, "none")
+        return Shift(self.corruption or "none", self.severity, self.corrupt_parts) if shifted else None
 
     @property
     def num_classes(self) -> int:
         """Number of classes, known after ``setup``."""
         return len(self.class_names)
 
+    def prepare_data(self) -> None:
+        """Download what is missing (Lightning calls this on one process of a machine)."""
+        if self.download:
+            self._load(download=True)
+
     def setup(self, stage: str | None = None) -> None:
         """Load, split and decode; does its work once."""
-        if self._ready:
+        if self.class_names:
             return
-        raw = self.card.load(Path(self.data_dir).expanduser() if self.data_dir else None, self.download)
+        # Other ranks wait for rank 0's `prepare_data`; two downloads into one folder would spoil each other.
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        raw = self._load(download=self.download and not distributed)
+        streamed, checked = self.workers > 0, self.on_bad_image == "skip"
+        storage = Storage(cache_root(self.cache_dir), self.memory_limit_mb * 2**20, streamed, checked)
+        made = assemble(
+            self.partition.divide(raw),
+            raw.class_names,
+            min(self.image_size, max(part.source.native_size() for part in raw.parts.values())),
+            storage,
+            shift=self._shift,
+            on_bad_image=self.on_bad_image,
+            label_noise=self.label_noise,
+            seed=self.seed,
+        )
+        self.train_set, self.val_set, self.test_set = (made.sets[part] for part in PARTS)
+        self.skipped = made.skipped
+        self._sources = made.sources
         self.class_names = list(raw.class_names)
-        native = max(part.source.native_size() for part in raw.parts.values())
-        size = min(self.image_size, native)
-        pixels: dict[int, Pixels] = {id(p.source): DecodedPixels(p.source, size) for p in raw.parts.values()}
-        for name, (part, positions) in self._split(raw).items():
-            store = pixels[id(part.source)]
-            positions = self._readable(store, positions)
-            labels = part.labels[positions]
-            if name == "train" and self.label_noise:
-                labels = splits.with_label_noise(labels, self.label_noise, len(raw.class_names), self.seed)
-            image_set = ImageSet(store, torch.from_numpy(labels), raw.class_names, torch.from_numpy(positions))
-            setattr(self, f"{name}_set", image_set)
-        self._ready = True
 
-    def _split(self, raw: RawSet) -> dict[Part, tuple[RawPart, splits.Ints]]:
-        train = raw.parts["train"]
-        strata = train.labels if train.strata is None else train.strata
-        pool = np.arange(len(train.labels))
-        chosen: dict[Part, tuple[RawPart, splits.Ints]] = {}
-        if "test" not in raw.parts:
-            pool, held = splits.stratified_holdout(strata, self.test_fraction, seed=0)
-            chosen["test"] = (train, held)
-        if "val" not in raw.parts:
-            kept, held = splits.stratified_holdout(strata[pool], self.val_fraction, self.seed)
-            chosen["val"] = (train, pool[held])
-            pool = pool[kept]
-        for name, cap in (("val", self.val_samples), ("test", self.test_samples)):
-            if name in raw.parts:
-                chosen[name] = (raw.parts[name], np.arange(len(raw.parts[name].labels)))  # type: ignore[index]
-            part, positions = chosen[name]  # type: ignore[index]
-            if cap is not None:
-                positions = positions[splits.stratified_cap(part.labels[positions], cap, seed=0)]
-                chosen[name] = (part, positions)  # type: ignore[index]
-        labels = train.labels[pool]
-        if self.samples_per_class is not None:
-            pool = pool[splits.samples_per_class(labels, self.samples_per_class, self.seed, raw.class_names)]
-        elif self.fraction is not None:
-            pool = pool[splits.class_fraction(labels, self.fraction, self.seed)]
-        return {"train": (train, pool), "val": chosen["val"], "test": chosen["test"]}
-
-    def _readable(self, pixels: Pixels, positions: splits.Ints) -> splits.Ints:
-        failures = pixels.prepare(positions)
-        if not failures:
-            return positions
-        if self.on_bad_image == "error":
-            raise UserError(
-                f"{failures[min(failures)]}; repair or remove it, or leave such images out (--on-bad-image skip)"
-            )
-        self.skipped += len(failures)
-        return positions[~np.isin(positions, list(failures))]
+    def _load(self, download: bool) -> RawSet:
+        return self.card.load(Path(self.data_dir).expanduser() if self.data_dir else None, download)
 
     def train_dataloader(self) -> BatchLoader:
-        """Return the shuffling loader of the training set."""
-        trainer = self.trainer
-        overfit = trainer is not None and getattr(trainer, "overfit_batches", 0) > 0
+        """Return the shuffling loader of the training set (in the set's order when the trainer overfits batches)."""
+        overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
         return self._loader(self.train_set, self.batch_size, shuffle=not overfit)
 
     def val_dataloader(self) -> BatchLoader:
@@ -159,7 +193,9 @@ class TransferDataModule(LightningDataModule):
         return self._loader(self.test_set, self.eval_batch_size)
 
     def _loader(self, image_set: ImageSet, batch_size: int, shuffle: bool = False) -> BatchLoader:
-        return BatchLoader(image_set, batch_size, shuffle=shuffle, seed=self.seed, workers=self.workers)
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        workers = self.workers if isinstance(image_set.pixels, StreamedPixels) else 0
+        return BatchLoader(image_set, batch_size, shuffle=shuffle, seed=self.seed, workers=workers, pin_memory=on_gpu)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Scale and resize the images of a batch on the device that they are on."""
@@ -181,19 +217,31 @@ class TransferDataModule(LightningDataModule):
         return self._part(part).label_counts()
 
     def fingerprint(self, part: Part) -> str:
-        """Return a hash of a part: which images, their labels, their corruption and their pixels."""
+        """Return a hash of a part: which images, their labels, their shift and (of up to 1,024) their pixels.
+
+        The same on every machine that holds the same images; see ``content_key`` for a hash that also changes when
+        one of very many files is replaced.
+        """
         image_set = self._part(part)
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(f"{self.name} {part} {self.corruption} {self.severity}".encode())
-        digest.update(image_set.indices.numpy().tobytes())
-        digest.update(image_set.labels.numpy().tobytes())
-        picks = torch.linspace(0, len(image_set) - 1, min(len(image_set), 256)).long()
-        digest.update(image_set.gather(picks).numpy().tobytes())
-        return digest.hexdigest()
+        shift = self._shift if self._shift is not None and part in self._shift.parts else None
+        text = f"{self.name} {shift} {image_set.content_hash()}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def content_key(self, part: Part) -> str:
+        """Return a hash of a part for caches on this machine: its fingerprint, and its files' sizes and times."""
+        text = f"{self.fingerprint(part)} {self._sources[part].content_key()}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def transform_fingerprint(self) -> str:
-        """Return a hash of what happens to the pixels between the file and the model."""
-        return hashlib.blake2b(f"bilinear {self.image_size}".encode(), digest_size=16).hexdigest()
+        """Return a hash of what happens to an image between its file and the model."""
+        text = f"decode {FORMAT}, bilinear {self.image_size}, stored {self.train_set.shape[-1]}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def _part(self, part: Part) -> ImageSet:
+        _check_part(part)
         return {"train": self.train_set, "val": self.val_set, "test": self.test_set}[part]
+
+
+def _check_part(part: str) -> None:
+    if part not in PARTS:
+        raise unknown_name("part of the data", part, PARTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from tl_lightning.data.pixels import Pixels, TensorPixels
 from tl_lightning.data.sources import PixelSource
+
+_HASHED_IMAGES = 1024
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,16 @@ class ImageSet:
             BadImageError: An image among them cannot be read.
         """
         return self.pixels.gather(self.indices[positions])
+
+    def content_hash(self) -> str:
+        """Return a hash of the members' positions and labels and the pixels of up to 1,024 of them, evenly spread."""
+        digest = hashlib.blake2b(str(self.shape).encode(), digest_size=16)
+        digest.update(self.indices.numpy().tobytes())
+        digest.update(self.labels.numpy().tobytes())
+        picks = torch.linspace(0, len(self) - 1, min(len(self), _HASHED_IMAGES)).long()
+        for some in picks.split(128):
+            digest.update(self.gather(some).numpy().tobytes())
+        return digest.hexdigest()
 
     def label_counts(self) -> Tensor:
         """Return int64 [number of classes], the images of every class."""

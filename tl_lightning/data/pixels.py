@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -41,12 +42,14 @@ class TensorPixels:
 
     Args:
         images: uint8 [N, C, S, S].
+        failures: The images that could not be read when the tensor was made, by position.
     """
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, failures: Mapping[int, BadImageError] | None = None) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != images.shape[-2]:
             raise ValueError(f"wanted uint8 [N, C, S, S], got {images.dtype} {tuple(images.shape)}")
         self.images = images
+        self.failures = dict(failures or {})
 
     @property
     def channels(self) -> int:
@@ -61,13 +64,25 @@ class TensorPixels:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.images.numel()
+
     def prepare(self, positions: Positions) -> dict[int, BadImageError]:
-        """Nothing to do: every image is there."""
-        return {}
+        """Return the images among ``positions`` that could not be read."""
+        return _among(self.failures, positions)
 
     def gather(self, positions: Tensor) -> Tensor:
         """Return uint8 [n, C, S, S]."""
+        _raise_first(_among(self.failures, positions.numpy()))
         return self.images.index_select(0, positions)
+
+
+class MappedPixels(TensorPixels):
+    """Images in a memory-mapped file: they take no memory that the system could not take back."""
+
+    nbytes = 0
 
 
 class DecodedPixels:
@@ -93,7 +108,7 @@ class DecodedPixels:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the decoded images take."""
+        """Bytes that the decoded images take."""
         return self._images.numel()
 
     def prepare(self, positions: Positions) -> dict[int, BadImageError]:
@@ -102,17 +117,26 @@ class DecodedPixels:
         missing = wanted[self._rows.numpy()[wanted] < 0]
         if len(missing):
             self._decode(missing)
-        return {int(p): self.failures[int(p)] for p in wanted if int(p) in self.failures}
+        return _among(self.failures, wanted)
 
     def gather(self, positions: Tensor) -> Tensor:
         """Return uint8 [n, C, size, size], decoding what is missing."""
         rows = self._rows[positions]
         if bool((rows < 0).any()) or self.failures:
-            failures = self.prepare(positions.numpy())
-            if failures:
-                raise failures[min(failures)]
+            _raise_first(self.prepare(positions.numpy()))
             rows = self._rows[positions]
         return self._images.index_select(0, rows)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image of the source was decoded."""
+        return len(self._images) == len(self.source)
+
+    def all(self) -> tuple[Tensor, dict[int, BadImageError]]:
+        """Return all images in the source's order and those that could not be read (zero)."""
+        self.prepare(np.arange(len(self)))
+        in_order = torch.equal(self._rows, torch.arange(len(self)))
+        return (self._images if in_order else self._images[self._rows]), self.failures
 
     def _decode(self, missing: Positions) -> None:
         images = torch.empty((len(missing), self.channels, self.size, self.size), dtype=torch.uint8)
@@ -152,9 +176,19 @@ class StreamedPixels:
         """Return uint8 [n, C, size, size], read now."""
         images = self._empty(len(positions))
         failures = self.source.read(positions.numpy(), self.size, images)
-        if failures:
-            raise failures[min(failures)]
+        _raise_first(failures)
         return images
 
     def _empty(self, count: int) -> Tensor:
         return torch.empty((count, self.channels, self.size, self.size), dtype=torch.uint8)
+
+
+def _among(failures: Mapping[int, BadImageError], positions: Positions) -> dict[int, BadImageError]:
+    if not failures:
+        return {}
+    return {int(position): failures[int(position)] for position in positions if int(position) in failures}
+
+
+def _raise_first(failures: Mapping[int, BadImageError]) -> None:
+    if failures:
+        raise failures[min(failures)]

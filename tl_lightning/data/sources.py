@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -100,12 +99,14 @@ class FileSource:
         """Return a hash of every path, its size and its time of change."""
         digest = hashlib.blake2b(digest_size=16)
         for path in self.paths:
-            stat = os.stat(path)
-            digest.update(os.fsencode(path) + b"\0%d\0%d\0" % (stat.st_size, stat.st_mtime_ns))
+            try:
+                stat = os.stat(path)
+                digest.update(os.fsencode(path) + b"\0%d\0%d\0" % (stat.st_size, stat.st_mtime_ns))
+            except OSError:  # a file that is listed but missing is reported when it is read
+                digest.update(os.fsencode(path) + b"\0missing\0")
         return digest.hexdigest()
 
 
-@dataclass
 class ArraySource:
     """Images that are already in memory.
 
@@ -113,7 +114,9 @@ class ArraySource:
         images: uint8 [N, C, H, W].
     """
 
-    images: Tensor
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self._key = ""
 
     @property
     def channels(self) -> int:
@@ -136,7 +139,9 @@ class ArraySource:
 
     def content_key(self) -> str:
         """Return a hash of the pixels."""
-        return hash_tensor(self.images)
+        if not self._key:
+            self._key = hash_tensor(self.images)
+        return self._key
 
 
 def square_crop_tensor(images: Tensor, size: int) -> Tensor:
