@@ -30,7 +30,7 @@ _norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
 class SamePadding(nn.Module):
-    """Pads as TensorFlow's ``SAME`` does before a convolution of stride 2: one pixel less at top and left of even sizes.
+    """Pads as TensorFlow's ``SAME`` does before a convolution of stride 2: one pixel less at top and left if even.
 
     Symmetric padding moves every stage by half a pixel: on the 20 ImageNet images that come with foolbox, the
     cross-entropy of the weights of Lite0/1/2 is 0.58, 0.74, 0.60 with this padding and 0.68, 0.82, 0.61 with that one.
