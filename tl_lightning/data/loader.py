@@ -83,6 +83,7 @@ class BatchLoader:
         self.workers = workers
         self.pin_memory = pin_memory
         self.sampler = EpochOrder(len(image_set), shuffle, seed)
+        self.batch_sampler = None  # Lightning asks every loader that has a sampler for it
         self._served = 0
         self._served_epoch = 0
         self._resume: tuple[int, int] | None = None
