@@ -1,4 +1,4 @@
-"""How the nodes of a traced model, or a list of its modules, become stages that cover every tensor once."""
+"""How the nodes of a traced model become stages that cover every tensor once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 from torch import fx, nn
 
 from tl_lightning.backbones.graph import Boundary, TracedGraph
-from tl_lightning.errors import UserError, unknown_name
+from tl_lightning.errors import UserError
 
 _SPINE_SHARE = 0.8  # share of the layers outside the classifier that a container holds when it is worth descending
 
@@ -54,8 +54,6 @@ class _Depth:
         nodes = self.traced.nodes
         self.bounds = self.traced.boundary_positions()
         self.weighty = {i: layer for i, node in enumerate(nodes) if (layer := self._weight_layer(node)) is not None}
-        if not self.weighty:
-            raise UserError(f"{type(self.model).__name__} has no layer with a weight: there is nothing to train")
         self.head_node = classifier_node(self.model, self.traced)
         self.spine = self._find_spine()
 
@@ -116,6 +114,8 @@ def classifier_node(model: nn.Module, traced: TracedGraph) -> int:
     called = [(i, model.get_submodule(str(n.target))) for i, n in enumerate(traced.nodes) if n.op == "call_module"]
     weighted = [(i, m) for i, m in called if any(p.ndim > 1 for p in m.parameters())]
     plain = [i for i, m in weighted if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    if not weighted:
+        raise UserError(f"{type(model).__name__} calls no layer with a weight: it has no head that could be told")
     return (plain or [i for i, _ in weighted])[-1]
 
 
@@ -146,49 +146,9 @@ def _first_uses(traced: TracedGraph) -> list[int]:
     return [reads.get(node, i) for node, i in index.items()]
 
 
-def partition_by_modules(model: nn.Module, names: Sequence[str]) -> Partition:
-    """Make a stage of every named module (or parameter); the longest of the names that hold a tensor decides."""
-    modules = dict(model.named_modules())
-    known = [n for n in [*modules, *(n for n, _ in model.named_parameters())] if n]
-    names = [names] if isinstance(names, str) else list(names)
-    for name in names:
-        if name not in known:
-            raise unknown_name("module", name, known)
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"stages need at least one module, each named once: got {', '.join(names) or 'none'}")
-    order = {name: k for k, name in enumerate(names)}
-    parameters = _covered(order, list(model.named_parameters(remove_duplicate=False)))
-    buffers = _covered(order, list(model.named_buffers(remove_duplicate=False)))
-    spans: dict[str, tuple[int, int]] = {}
-    for path in modules:
-        below = [k for n, k in order.items() if _owns(path, n)] + _nearest(path, order)
-        spans[path] = (min(below), max(below)) if below else (spans[path.rpartition(".")[0]][1],) * 2
-    return Partition(tuple(names), (), (), {}, parameters, buffers, spans)
-
-
-def _owns(path: str, other: str) -> bool:
+def owns(path: str, other: str) -> bool:
+    """Tell whether a path is another one or leads to it; the empty path leads everywhere."""
     return not path or other == path or other.startswith(f"{path}.")
-
-
-def _nearest(path: str, order: dict[str, int]) -> list[int]:
-    owners = [name for name in order if _owns(name, path)]
-    return [order[max(owners, key=len)]] if owners else []
-
-
-def _covered(order: dict[str, int], tensors: list[tuple[str, object]]) -> dict[str, int]:
-    """Return the earliest stage of each tensor, by the first of its names."""
-    first_name: dict[int, str] = {}
-    stages: dict[str, int] = {}
-    for name, tensor in tensors:
-        canonical = first_name.setdefault(id(tensor), name)
-        found = _nearest(name, order)
-        if found:
-            stages[canonical] = min(found[0], stages.get(canonical, found[0]))
-    missing = [name for name in first_name.values() if name not in stages]
-    if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise UserError(f"the stages do not cover {shown}: name the modules that hold them as well")
-    return {name: stages[name] for name in first_name.values()}
 
 
 def _module_cuts(depth: _Depth) -> list[int]:
@@ -197,7 +157,7 @@ def _module_cuts(depth: _Depth) -> list[int]:
     cuts: list[int] = []
     current = ""
     for i, (node, path) in enumerate(zip(depth.traced.nodes, depth.traced.paths, strict=True)):
-        on_spine = node.op not in ("call_module", "get_attr") and _owns(path, spine)
+        on_spine = node.op not in ("call_module", "get_attr") and owns(path, spine)
         label = current if on_spine else depth.label(path)
         if label != current and i:
             cuts += [b for b in depth.bounds if b < i][-1:]
@@ -265,7 +225,7 @@ def _head_stage_name(depth: _Depth, names: Sequence[str]) -> str:
     inside = [layer for i, layer in depth.weighty.items() if i != depth.head_node]
     for length in range(first, len(parts)):
         candidate = ".".join(parts[:length])
-        if candidate not in names and not any(_owns(candidate, other) for other in inside):
+        if candidate not in names and not any(owns(candidate, other) for other in inside):
             return candidate
     return path
 
@@ -289,7 +249,10 @@ def _tensor_stages(depth: _Depth, stage: list[int]) -> tuple[dict[str, int], dic
 
 
 def _module_spans(depth: _Depth, stage: list[int]) -> dict[str, tuple[int, int]]:
-    """Return the first and the last stage that use each module; what the graph does not use is in the head."""
+    """Return the first and the last stage that use each module; what the graph does not use is in the head.
+
+    A layer with tensors counts for the stage of its earliest use, as they do.
+    """
     spans: dict[str, tuple[int, int]] = {}
     called = {str(n.target) for n in depth.traced.nodes if n.op == "call_module"}
     for node, path, k in zip(depth.traced.nodes, depth.traced.paths, stage, strict=True):
@@ -306,7 +269,11 @@ def _module_spans(depth: _Depth, stage: list[int]) -> dict[str, tuple[int, int]]
         owner = name
         while owner not in spans:
             owner = owner.rpartition(".")[0]
-        unused = owner != name and owner not in called
-        alone = unused and any(True for _ in [*module.parameters(), *module.buffers()])
-        result[name] = (stage[-1], stage[-1]) if alone else (spans[owner][1],) * 2 if unused else spans[owner]
+        first, last = spans[owner]
+        has_state = any(True for _ in [*module.parameters(), *module.buffers()])
+        if name in called and has_state:
+            last = first  # used in several stages: its mode must not change what its tensors, of the first, are
+        elif owner != name and owner not in called:
+            first = last = stage[-1] if has_state else last
+        result[name] = (first, last)
     return result

@@ -8,7 +8,8 @@ from typing import Literal
 from torch import nn
 
 from tl_lightning.backbones.graph import Boundary, TracedGraph, graph_module, trace
-from tl_lightning.backbones.partition import Partition, partition_by_graph, partition_by_modules
+from tl_lightning.backbones.module_list import partition_by_modules
+from tl_lightning.backbones.partition import Partition, partition_by_graph
 from tl_lightning.errors import UserError, unknown_name
 
 __all__ = ["Boundary", "Stages"]
@@ -115,7 +116,10 @@ class Stages:
         return dict(self._partition.buffers)
 
     def module_stage(self) -> dict[str, int]:
-        """Return the stage in which every module is used last, keyed as in ``model.named_modules()``."""
+        """Return the stage of every module, keyed as in ``model.named_modules()``.
+
+        A layer with parameters or buffers is in the stage of those; any other module in that of its last use.
+        """
         return {name: last for name, (_, last) in self._partition.spans.items()}
 
     def boundary_before(self, stage: str | int) -> Boundary:
