@@ -8,6 +8,7 @@ from typing import Any, get_args
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -193,6 +194,7 @@ class ProgressiveUnfreezing(StageCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freeze for the epoch in which a resumed run goes on."""
         super().on_train_start(trainer, pl_module)
+        self._warn_of_lost_validation(trainer)
         self._apply(trainer.current_epoch, trainer.global_step)
         if self.bn == "recalibrate" and not self._recalibrated:
             recalibrate(trainer, pl_module, self.frozen)
@@ -232,6 +234,16 @@ class ProgressiveUnfreezing(StageCallback):
             raise unknown_name("monitored metric", monitor, trainer.callback_metrics)
         # one value for all ranks: they must thaw together, also when the module does not reduce its metric
         self._history[trainer.current_epoch] = trainer.strategy.broadcast(float(trainer.callback_metrics[monitor]))
+
+    def _warn_of_lost_validation(self, trainer: pl.Trainer) -> None:
+        """Say so when the schedule must go on without a value: Lightning does not repeat that validation."""
+        lost = trainer.current_epoch - 1
+        observed = not trainer.enable_validation or trainer.check_val_every_n_epoch != 1 or lost in self._history
+        if self.schedule.monitor is not None and lost >= 0 and not observed:
+            rank_zero_warn(
+                f"the checkpoint was saved after the last batch of epoch {lost} but before its validation, which is "
+                f"not repeated: the schedule goes on without {self.schedule.monitor!r} of that epoch"
+            )
 
     def _apply(self, epoch: int, step: int) -> None:
         depth, before = self.schedule.depth_at(self.stages, epoch, self._history), self.frozen.depth
