@@ -35,12 +35,13 @@ class StudyParser(ArgumentParser):
 
 def main(study: Study, argv: list[str] | None = None) -> None:
     """Run ``study`` from the command line and exit: 0 all trials ended, 1 some failed, 2 wrong command."""
-    settings = parse(study, sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    settings = parse(study, argv)
     _quiet()
-    from tl_lightning.study.runner import run_study
+    from tl_lightning.study.runner import print_plan, run_study
 
     try:
-        sys.exit(run_study(study, settings))
+        sys.exit(print_plan(study, settings) if "--plan" in argv else run_study(study, settings))
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
@@ -79,6 +80,7 @@ def _parser(study: Study) -> StudyParser:
     )
     parser.add_argument("--config", action="config", help="YAML file with settings; --print_config writes one.")
     parser.add_argument("--smoke", action="store_true", help="A tiny run on real data in under a minute.")
+    parser.add_argument("--plan", action="store_true", help="Print what each arm will do, and train nothing.")
     parser.add_class_arguments(study.settings)
     return parser
 

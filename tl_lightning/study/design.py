@@ -69,6 +69,7 @@ class Study:
         report: Fills the report from the results.
         settings: Settings class; studies with settings of their own derive one.
         check: Called once before the first trial; raises ``UserError`` for settings that no trial could run.
+        plan: Says what an arm will do, epoch by epoch, without training; ``--plan`` prints it for all arms.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Study:
     report: Callable[[Report], None]
     settings: type[Settings] = Settings
     check: Callable[[Any], None] | None = None
+    plan: Callable[[Arm, Any], object] | None = None
 
     def trials(self, settings: Settings, out: Path) -> list[Trial]:
         """Return all trials, seed by seed, so that what an interrupted study has is paired."""

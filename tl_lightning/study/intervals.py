@@ -30,6 +30,10 @@ class Interval:
         """True with fewer than `MIN_SEEDS` values: too few to conclude from."""
         return self.n < MIN_SEEDS
 
+    def scaled(self, factor: float) -> Interval:
+        """Return the interval in another unit, for example times 100 in percentage points (`factor` above 0)."""
+        return Interval(self.mean * factor, self.low * factor, self.high * factor, self.n)
+
     def format(self, digits: int = 3) -> str:
         """Return text such as ``0.871 [0.852, 0.890] (n = 5)``; without bounds the label is ``anecdotal``."""
         if np.isnan(self.low) or np.isnan(self.high):

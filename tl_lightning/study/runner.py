@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tl_lightning.errors import UserError
 from tl_lightning.study.design import Study, Trial
 from tl_lightning.study.devices import resolve_devices
 from tl_lightning.study.environment import environment

@@ -10,10 +10,26 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tl_lightning.callbacks.frozen import FrozenStages
+from tl_lightning.study.design import Trial
+from tl_lightning.study.devices import resolve_devices
+from tl_lightning.study.settings import Settings
+from tl_lightning.study.training import build_module, data_module
 from tl_lightning.tasks import TransferModule
 
 
-def step_cost(
+def step_cost(trial: Trial, settings: Settings, depth: int) -> dict[str, float]:
+    """Measure the cost of a step for a trial's backbone on the first images of its training set; see ``measure``."""
+    devices = resolve_devices(settings.gpus, settings.precision)
+    datamodule = data_module(settings, trial.seed)
+    module = build_module(trial.seed, settings.backbone, "none", datamodule.num_classes, 1e-3, settings, {})
+    module.to(devices.accelerator)
+    batch = next(iter(datamodule.train_dataloader()))
+    batch = {name: value.to(devices.accelerator) for name, value in batch.items()}
+    batch = datamodule.on_after_batch_transfer(batch, 0)
+    return measure(module, batch["image"], batch["label"], depth)
+
+
+def measure(
     module: TransferModule, image: Tensor, label: Tensor, depth: int, repeats: int = 5
 ) -> dict[str, float]:
     """Measure steps with ``depth`` stages frozen and with none frozen in turn, on one batch.

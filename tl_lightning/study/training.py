@@ -13,12 +13,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from tl_lightning.backbones import create_backbone, input_spec
+from tl_lightning.backbones import check_image_size, create_backbone, input_spec
 from tl_lightning.callbacks import (
     DiscriminativeLR,
     EfficiencyMonitor,
     FreezeAudit,
     MetricHistory,
+    Plan,
     ProgressiveUnfreezing,
     StepSeed,
 )
@@ -242,3 +243,22 @@ def _fit(
     efficiency = next(c for c in callbacks if isinstance(c, EfficiencyMonitor)).summary()
     curve = next(c for c in callbacks if isinstance(c, MetricHistory)).rows
     return Candidate(module.hparams["lr"], module, datamodule, trainer, validation, efficiency, curve, folder)
+
+
+def check_training(settings: Settings) -> None:
+    """Raise ``UserError`` for a backbone, weights, data or image size that no trial could run with."""
+    check_image_size(settings.backbone, settings.image_size)
+    resolve_devices(settings.gpus, settings.precision)
+    seed = settings.seed_list()[0]
+    datamodule = data_module(settings, seed)
+    build_module(seed, settings.backbone, settings.weights, datamodule.num_classes, 1e-3, settings, {})
+
+
+def freezing_plan(settings: Settings, freezing: Freezing, lr_decay: float | None = None) -> Plan:
+    """Return what a freezing schedule does to the settings' backbone in each epoch, without data or training."""
+    backbone = create_backbone(settings.backbone, "none", num_classes=2)
+    discriminative = None if lr_decay is None else DiscriminativeLR(decay=lr_decay)
+    size = (3, settings.image_size, settings.image_size)
+    return ProgressiveUnfreezing(freezing).plan(
+        backbone, settings.epochs, input_size=size, lr=settings.rate_list()[-1], discriminative=discriminative
+    )

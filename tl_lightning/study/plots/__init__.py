@@ -1,0 +1,16 @@
+"""Figures of a study: frames in, matplotlib figures out, no global state, readable at 800 pixels."""
+
+from tl_lightning.study.plots.costs import cost_bars
+from tl_lightning.study.plots.curves import learning_curves
+from tl_lightning.study.plots.differences import paired_differences
+from tl_lightning.study.plots.factor import accuracy_against_factor
+from tl_lightning.study.plots.pareto import pareto, pareto_front
+
+__all__ = [
+    "accuracy_against_factor",
+    "cost_bars",
+    "learning_curves",
+    "paired_differences",
+    "pareto",
+    "pareto_front",
+]
