@@ -213,7 +213,7 @@ def test_trap_06_the_ratio_between_stages_never_changes(what: str, before: bool,
     # Seen to fail with the factor multiplied into group["lr"] when the groups are made: the finder and SWA set one
     # rate for all groups, and the ratio was 1.
     other: dict[str, list[Callback]] = {
-        "finder": [LearningRateFinder(num_training_steps=12, early_stop_threshold=None)],
+        "finder": [LearningRateFinder(num_training_steps=16, early_stop_threshold=None)],
         "swa": [StochasticWeightAveraging(0.02, swa_epoch_start=1, annealing_epochs=1)],
         "warm-up": [WarmUp()],
         "nothing": [],
