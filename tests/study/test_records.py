@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tl_lightning.errors import UserError
-from tl_lightning.study.records import RecordStore, environment
+from tl_lightning.study.environment import environment
+from tl_lightning.study.records import RecordStore
 
 CONFIGURATION = {"study": "freezing", "epochs": 3, "learning_rates": [1e-3, 1e-2], "data_dir": None}
 

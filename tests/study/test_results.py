@@ -5,13 +5,8 @@ import pandas as pd
 import pytest
 
 from tl_lightning.study.intervals import mean_interval
-from tl_lightning.study.records import (
-    RecordStore,
-    results_frame,
-    summary_frame,
-    write_results_csv,
-    write_summary_csv,
-)
+from tl_lightning.study.records import RecordStore
+from tl_lightning.study.results import results_frame, summary_frame, write_results_csv, write_summary_csv
 
 CONTRACT = [
     *("study", "arm", "depth", "lr_decay", "seed", "data", "backbone", "weights", "image_size", "epochs"),

@@ -13,18 +13,7 @@ from typing import Any
 
 from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.study.atomic import plain, write_json
-from tl_lightning.study.environment import environment
 from tl_lightning.study.lock import folder_lock
-from tl_lightning.study.results import results_frame, summary_frame, write_results_csv, write_summary_csv
-
-__all__ = [
-    "RecordStore",
-    "environment",
-    "results_frame",
-    "summary_frame",
-    "write_results_csv",
-    "write_summary_csv",
-]
 
 FORMAT = 1
 STATUSES = ("ok", "failed")
