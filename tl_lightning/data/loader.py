@@ -192,7 +192,7 @@ def rank_batches(order: Order, batch_size: int, rank: int, ranks: int, *, even: 
         rank: This rank.
         ranks: Number of ranks.
         even: Same number of images on every rank, and no last batch of one image (training); otherwise every image
-            is served exactly once (evaluation).
+            is served exactly once (evaluation), for which a last batch may hold one image more.
     """
     if even:
         order = order[: max(len(order) // ranks * ranks, min(len(order), ranks))]
@@ -202,10 +202,9 @@ def rank_batches(order: Order, batch_size: int, rank: int, ranks: int, *, even: 
     batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
     if even and len(batches) > 1 and len(batches[-1]) == 1 and batch_size > 1:
         batches.pop()
-    most = -(-len(order[::ranks]) // batch_size)
-    if not even and len(batches) < most and len(batches[-1]) > 1:
-        last = batches.pop()
-        batches += [last[: len(last) // 2], last[len(last) // 2 :]]
+    fewest = max(1, -(-(len(order) // ranks) // batch_size))
+    if len(batches) > fewest:  # one image more than the shorter shares: it joins the batch before
+        batches[-2:] = [np.concatenate(batches[-2:])]
     return batches
 
 
