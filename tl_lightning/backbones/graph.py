@@ -95,8 +95,9 @@ class TracedGraph:
         for node in self.nodes[: cut + 1]:
             in_prefix[node] = prefix.node_copy(node, in_prefix.__getitem__)
         prefix.output(in_prefix[self.nodes[cut]])
+        deeper = set(self.nodes[cut + 1 :])
         for i, node in enumerate(self.graph.nodes):
-            if i > cut or node.op == "get_attr":
+            if i > cut or (node.op == "get_attr" and any(user in deeper for user in node.users)):
                 in_suffix[node] = suffix.node_copy(node, in_suffix.__getitem__)
         suffix.lint()
         return prefix, suffix

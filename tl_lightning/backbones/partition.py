@@ -45,7 +45,7 @@ class _Depth:
 
     model: nn.Module
     traced: TracedGraph
-    weighty: dict[int, str] = field(default_factory=dict)  # node: the layer with a weight (no norm) that it uses
+    weighty: dict[int, str] = field(default_factory=dict)  # node: the layer with a weight (no norm) it is first to use
     bounds: list[int] = field(default_factory=list)
     head_node: int = 0
     spine: list[str] = field(default_factory=list)
@@ -53,7 +53,10 @@ class _Depth:
     def __post_init__(self) -> None:
         nodes = self.traced.nodes
         self.bounds = self.traced.boundary_positions()
-        self.weighty = {i: layer for i, node in enumerate(nodes) if (layer := self._weight_layer(node)) is not None}
+        for i, node in enumerate(nodes):
+            layer = self._weight_layer(node)
+            if layer is not None and layer not in self.weighty.values():
+                self.weighty[i] = layer
         self.head_node = classifier_node(self.model, self.traced)
         self.spine = self._find_spine()
 

@@ -71,8 +71,8 @@ class Stages:
         """Return the number of a stage.
 
         Args:
-            stage: A stage name, the path of a module or the name of a boundary inside a stage, or a number (a
-                negative one counts from the head).
+            stage: A stage name, the path of a module or the name of a boundary inside a stage, ``"head"`` for the last
+                stage, or a number (a negative one counts from the head).
 
         Raises:
             UserError: There is no such stage, or the module spans several stages.
@@ -81,6 +81,8 @@ class Stages:
             return self._checked(stage)
         if stage in self.names:
             return self.names.index(stage)
+        if stage == "head":
+            return len(self) - 1
         if stage in self._partition.spans:
             first, last = self._partition.spans[stage]
             if first != last:
@@ -101,8 +103,6 @@ class Stages:
         if isinstance(depth, str):
             if depth == "none":
                 return 0
-            if depth == "head" and "head" not in self.names:
-                return len(self) - 1
             if depth.lstrip("+-").isdigit() and depth not in self.names:
                 depth = int(depth)
         return self.index(depth)
