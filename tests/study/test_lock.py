@@ -93,6 +93,23 @@ def test_a_lock_of_another_host_is_never_taken_over(tmp_path):
     assert "elsewhere" in (tmp_path / "study.lock").read_text()
 
 
+def test_a_lock_that_its_holder_removes_in_between_is_taken_anew(tmp_path, monkeypatch):
+    system_lock, removed = lock._system_lock, []
+
+    def leaves_at_this_moment(descriptor):
+        if not removed:
+            removed.append((tmp_path / "study.lock").unlink())
+        return system_lock(descriptor)
+
+    monkeypatch.setattr(lock, "_system_lock", leaves_at_this_moment)
+    with RecordStore(tmp_path).lock():
+        assert removed
+        contender = subprocess.run(
+            [sys.executable, "-c", HOLDER, tmp_path], capture_output=True, text=True, check=False
+        )
+        assert f"in use by process {os.getpid()}" in contender.stderr
+
+
 def test_one_process_holds_it_once_but_a_store_may_nest(tmp_path):
     store = RecordStore(tmp_path)
     with store.lock():
