@@ -136,13 +136,13 @@ class EfficientNet_Lite2_Weights(_PackagedWeights):
 
 
 def _build(
-    width: float, depth: float, dropout: float, weights: _PackagedWeights | None, progress: bool, **kwargs: Any
+    width: float, depth: float, weights: _PackagedWeights | None, progress: bool, kwargs: dict[str, Any]
 ) -> EfficientNetLite:
     if weights is not None:
         classes = len(weights.meta["categories"])
         if kwargs.setdefault("num_classes", classes) != classes:
             raise ValueError(f"The parameter num_classes expected value {classes} but got {kwargs['num_classes']}.")
-    model = EfficientNetLite(width, depth, kwargs.pop("dropout", dropout), **kwargs)
+    model = EfficientNetLite(width, depth, **kwargs)
     if weights is not None:
         model.load_state_dict(weights.get_state_dict(progress=progress, check_hash=True))
     return model
@@ -159,7 +159,7 @@ def efficientnet_lite0(
         progress: Taken for the sake of torchvision's interface; nothing is downloaded.
         **kwargs: ``num_classes``, ``dropout``, ``stochastic_depth_prob``.
     """
-    return _build(1.0, 1.0, 0.2, EfficientNet_Lite0_Weights.verify(weights), progress, **kwargs)
+    return _build(1.0, 1.0, EfficientNet_Lite0_Weights.verify(weights), progress, {"dropout": 0.2, **kwargs})
 
 
 @register_model()
@@ -167,7 +167,7 @@ def efficientnet_lite1(
     *, weights: EfficientNet_Lite1_Weights | None = None, progress: bool = True, **kwargs: Any
 ) -> EfficientNetLite:
     """Build EfficientNet-Lite1 (5.4 million parameters, 240 pixels); arguments as for ``efficientnet_lite0``."""
-    return _build(1.0, 1.1, 0.2, EfficientNet_Lite1_Weights.verify(weights), progress, **kwargs)
+    return _build(1.0, 1.1, EfficientNet_Lite1_Weights.verify(weights), progress, {"dropout": 0.2, **kwargs})
 
 
 @register_model()
@@ -175,4 +175,4 @@ def efficientnet_lite2(
     *, weights: EfficientNet_Lite2_Weights | None = None, progress: bool = True, **kwargs: Any
 ) -> EfficientNetLite:
     """Build EfficientNet-Lite2 (6.1 million parameters, 260 pixels); arguments as for ``efficientnet_lite0``."""
-    return _build(1.1, 1.2, 0.3, EfficientNet_Lite2_Weights.verify(weights), progress, **kwargs)
+    return _build(1.1, 1.2, EfficientNet_Lite2_Weights.verify(weights), progress, {"dropout": 0.3, **kwargs})

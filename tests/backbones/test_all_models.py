@@ -1,0 +1,62 @@
+"""Every backbone: partition, head, and halves that are the model.
+
+Partition, head and smallest size are checked for all of them, in no memory. Numbers are computed for all but the two
+largest (vit_h_14 and regnet_y_128gf hold 2.5 GB each): in eval mode at every boundary of the graph, in train mode at
+five boundaries of the public ``split``.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import images, without_storage
+from test_inputs import check_smallest
+from test_split import Joined, outputs
+from test_stages import check_partition
+from torch import fx
+
+from tl_lightning.backbones import Stages, create_backbone, head_name, list_backbones
+from tl_lightning.backbones.graph import trace
+
+pytestmark = pytest.mark.slow
+
+TOO_LARGE = ("vit_h_14", "regnet_y_128gf")
+
+
+@pytest.mark.parametrize("name", list_backbones())
+def test_partition_head_and_smallest_size(name: str) -> None:
+    model = without_storage(name, dropout=0.1)
+    for granularity in ("module", "boundary"):
+        check_partition(model, granularity)
+    assert Stages(model).index(head_name(model)) == len(Stages(model)) - 1
+    check_smallest(name)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps the value of every node."""
+
+    def __init__(self, model: torch.nn.Module, graph: fx.Graph) -> None:
+        super().__init__(model, garbage_collect_values=False, graph=graph)
+
+
+@pytest.mark.parametrize("name", [name for name in list_backbones() if name not in TOO_LARGE])
+@torch.no_grad()
+def test_the_halves_are_the_model_at_every_boundary(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = create_backbone(name, num_classes=3).eval(), images(name)
+    expected = model(x)
+    traced = trace(model)
+    whole = _Recorder(model, traced.graph)
+    assert torch.equal(whole.run(x), expected)
+    for position in traced.boundary_positions():
+        halves = traced.halves(traced.names[position])
+        assert halves is not None
+        value = whole.env[traced.nodes[position]]
+        assert isinstance(value, torch.Tensor)
+        got = _Recorder(model, halves[1]).run(value.clone())
+        assert torch.equal(got, expected), traced.names[position]
+    stages = Stages(model)
+    for boundary in stages.boundaries[:: len(stages.boundaries) // 4]:
+        joined = Joined(stages.split(boundary))
+        assert torch.equal(outputs(joined, x, training=False), expected), boundary
+        assert torch.equal(outputs(joined, x, training=True), outputs(model, x, training=True)), boundary
