@@ -22,6 +22,7 @@ from tl_lightning.data.pixels import StreamedPixels
 from tl_lightning.data.shifts import check_shift
 from tl_lightning.data.sources import PixelSource
 from tl_lightning.data.store import Storage
+from tl_lightning.data.torchvision_sets import LOADERS
 from tl_lightning.errors import UserError, unknown_name
 
 SIZES = range(8, 4097)
@@ -149,7 +150,7 @@ class TransferDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download what is missing (Lightning calls this on one process of a machine)."""
-        if self.download:
+        if self.download and self.name in LOADERS and not self.class_names:
             self._load(download=True)
 
     def setup(self, stage: str | None = None) -> None:
