@@ -96,7 +96,7 @@ def run(trial: Trial, settings: study.Settings) -> dict[str, object]:
         trial, settings, freezing=freezing(trial.arm, settings), lr_decay=decay(trial.arm)
     )
     if trial.arm.factors["frozen_stages"] > 0:
-        record |= study.step_cost(trial, settings, trial.arm.factors["frozen_stages"])
+        record |= study.measure_step_cost(trial, settings, trial.arm.factors["frozen_stages"])
     return record
 
 

@@ -11,11 +11,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from tl_lightning.callbacks.peak_memory import PeakMemory
 from tl_lightning.callbacks.stopwatch import Stopwatch
 from tl_lightning.errors import UserError
+from tl_lightning.flops import flop_counter
 
 
 class EfficiencyMonitor(Callback):
@@ -171,14 +171,14 @@ class StepFlops:
         self.forward = 0.0
         self.backward = 0.0
         self._stack: ExitStack | None = None
-        self._mode = FlopCounterMode(display=False)
+        self._mode = flop_counter()
 
     def start(self) -> None:
         """Count from here on."""
         self._stack = ExitStack()
         if "torch._dynamo" in sys.modules:  # the counter sees nothing inside of compiled code
             self._stack.enter_context(torch.compiler.set_stance("force_eager"))
-        self._mode = self._stack.enter_context(FlopCounterMode(display=False))
+        self._mode = self._stack.enter_context(flop_counter())
         self._in_backward = 0
         self._before_backward: int | None = None
 

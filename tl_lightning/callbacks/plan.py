@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tl_lightning.backbones import Stages
 from tl_lightning.callbacks.discriminative_lr import DiscriminativeLR
 from tl_lightning.callbacks.freezing_schedule import FreezingSchedule
 from tl_lightning.callbacks.frozen import BnPolicy, FrozenStages, let_go
+from tl_lightning.flops import flop_counter
 
-_BATCH = 2  # BatchNorm in train mode needs two values a channel
+_BATCH = 8  # images: more than one, as BatchNorm in train mode needs
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,10 @@ def training_cost(module: nn.Module, stages: Stages, depth: int, bn: BnPolicy, i
     model = _meta_copy(module)
     FrozenStages(model, stages, bn).apply(depth)
     image = torch.empty(_BATCH, *input_size, device="meta")
-    kept = _KeptTensors(model)
+    kept = _KeptTensors([*model.parameters(), *model.buffers(), image])
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, _unchanged):
         loss = sum(output.float().sum() for output in _tensors(model(image)))
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     if isinstance(loss, Tensor) and loss.requires_grad:
         with counter:
             loss.backward()
@@ -199,11 +199,11 @@ def _meta_copy(module: nn.Module) -> nn.Module:
 
 
 class _KeptTensors:
-    """Adds up the memory of what autograd keeps, each storage once, weights left out."""
+    """Adds up the memory of what autograd keeps, each storage once, without what is there anyway."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, there: Sequence[Tensor]) -> None:
         self.bytes = 0
-        self._seen = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
+        self._seen = {t.untyped_storage()._cdata for t in there}
         self._alive: list[Tensor] = []  # a freed storage's address could come again
 
     def pack(self, tensor: Tensor) -> Tensor:

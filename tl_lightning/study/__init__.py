@@ -21,7 +21,7 @@ _EXPORTS = {
     "HOW_TO_READ_DIFFERENCES": "tl_lightning.study.tables",
     "plots": "tl_lightning.study.plots",
     "statistics": "tl_lightning.study.statistics",
-    "step_cost": "tl_lightning.study.step_cost",
+    "measure_step_cost": "tl_lightning.study.step_cost",
 }
 
 __all__ = list(_EXPORTS)  # noqa: PLE0605

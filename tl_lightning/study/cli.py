@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
-import os
 import re
 import sys
 import warnings
@@ -37,9 +36,9 @@ def main(study: Study, argv: list[str] | None = None) -> None:
     """Run ``study`` from the command line and exit: 0 all trials ended, 1 some failed, 2 wrong command."""
     argv = sys.argv[1:] if argv is None else argv
     settings = parse(study, argv)
-    _quiet()
     from tl_lightning.study.runner import print_plan, run_study
 
+    _quiet()
     try:
         sys.exit(print_plan(study, settings) if "--plan" in argv else run_study(study, settings))
     except UserError as error:
@@ -143,8 +142,9 @@ def _one_line(message: str, flags: list[str]) -> str:
 
 
 def _quiet() -> None:
-    """Keep what matters on the terminal: the study's own lines."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    """Keep what matters on the terminal: the study's own lines (Lightning sets its level when it is imported)."""
+    import lightning.pytorch  # noqa: F401
+
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics|torchvision)\b.*")

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tl_lightning.study.atomic import write_text
 from tl_lightning.study.criterion import Criterion
 from tl_lightning.study.design import Study
 from tl_lightning.study.settings import Settings
@@ -99,8 +100,8 @@ class Report:
             shown.figure.savefig(self.out / f"{shown.name}.png", dpi=150)
         if self.criteria:
             rows = pd.DataFrame([{"study": self.study.name, **c.row()} for c in self.criteria])
-            rows.to_csv(self.out / "criteria.csv", index=False)
-        (self.out / "report.md").write_text(self.markdown())
+            write_text(self.out / "criteria.csv", rows.to_csv(index=False))
+        write_text(self.out / "report.md", self.markdown())
 
     def _short_answer(self) -> list[str]:
         lines = [f"- {sentence}" for sentence in self._conclusions]

@@ -54,22 +54,32 @@ def run_study(study: Study, settings: Settings) -> int:
     return 1 if len(report.failed) else 0
 
 
+def print_plan(study: Study, settings: Settings) -> int:
+    """Print what every arm will do, epoch by epoch, without training; the exit code is 0."""
+    if study.plan is None:
+        raise UserError(f"{study.name} has no plan to print: it trains without a freezing schedule")
+    for arm in study.arms(settings):
+        print(f"{arm.name}\n{study.plan(arm, settings)}\n")
+    return 0
+
+
 def _run_trials(study: Study, settings: Settings, trials: list[Trial], store: RecordStore, console: Console) -> None:
     seconds: dict[str, list[float]] = defaultdict(list)
     finished = {r["trial"]: r for r in store.records() if r["status"] == "ok" or not settings.retry_failed}
     for record in finished.values():
         seconds[record["arm"]].append(record["wall_seconds"])
+    device = resolve_devices(settings.gpus, settings.precision).name
     left = [trial for trial in trials if trial.id not in finished]
     console.print(f"{study.name}: {len(trials)} trials, {len(trials) - len(left)} of them done, results in {store.out}")
     with _progress(console, len(trials), len(trials) - len(left)) as advance:
         for position, trial in enumerate(left):
-            record = _run_trial(study, settings, trial)
+            record = _run_trial(study, settings, trial, device)
             store.write(record)
             seconds[trial.arm.name].append(record["wall_seconds"])
             advance(_line(record), _time_left(left[position + 1 :], seconds))
 
 
-def _run_trial(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]:
+def _run_trial(study: Study, settings: Settings, trial: Trial, device: str) -> dict[str, Any]:
     """Return the trial's record; a failure is a record too, with its traceback beside it."""
     trial.folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -88,6 +98,7 @@ def _run_trial(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]
         "seed": trial.seed,
         "data": settings.data,
         "image_size": settings.image_size,
+        "device": device,
         **values,
         "wall_seconds": time.perf_counter() - start,
         **environment(),
@@ -105,7 +116,10 @@ def _write_results(study: Study, settings: Settings, trials: list[Trial], store:
     write_summary_csv(store.out, summary_frame(results))
     report = Report(study, settings, store.out, records, results, arms)
     if len(report.results):
-        study.report(report)
+        try:
+            study.report(report)
+        except UserError as error:  # failed trials can leave an arm without a partner
+            report.text(f"The report ends here: {error}.")
     store.own(*(f"{shown.name}.png" for shown in report.figures))
     report.write()
     write_figures(store.out, {shown.name: shown.figure for shown in report.figures})

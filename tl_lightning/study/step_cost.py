@@ -7,9 +7,9 @@ import time
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from tl_lightning.callbacks.frozen import FrozenStages
+from tl_lightning.flops import flop_counter
 from tl_lightning.study.design import Trial
 from tl_lightning.study.devices import resolve_devices
 from tl_lightning.study.settings import Settings
@@ -17,8 +17,8 @@ from tl_lightning.study.training import build_module, data_module
 from tl_lightning.tasks import TransferModule
 
 
-def step_cost(trial: Trial, settings: Settings, depth: int) -> dict[str, float]:
-    """Measure the cost of a step for a trial's backbone on the first images of its training set; see ``measure``."""
+def measure_step_cost(trial: Trial, settings: Settings, depth: int) -> dict[str, float]:
+    """Measure the cost of a step for a trial's backbone on the first images of its training set; see ``step_cost_ratios``."""
     devices = resolve_devices(settings.gpus, settings.precision)
     datamodule = data_module(settings, trial.seed)
     module = build_module(trial.seed, settings.backbone, "none", datamodule.num_classes, 1e-3, settings, {})
@@ -26,10 +26,10 @@ def step_cost(trial: Trial, settings: Settings, depth: int) -> dict[str, float]:
     batch = next(iter(datamodule.train_dataloader()))
     batch = {name: value.to(devices.accelerator) for name, value in batch.items()}
     batch = datamodule.on_after_batch_transfer(batch, 0)
-    return measure(module, batch["image"], batch["label"], depth)
+    return step_cost_ratios(module, batch["image"], batch["label"], depth)
 
 
-def measure(
+def step_cost_ratios(
     module: TransferModule, image: Tensor, label: Tensor, depth: int, repeats: int = 5
 ) -> dict[str, float]:
     """Measure steps with ``depth`` stages frozen and with none frozen in turn, on one batch.
@@ -79,7 +79,7 @@ def _seconds(
 
 def _flops(module: TransferModule, frozen: FrozenStages, depth: int, image: Tensor, label: Tensor) -> int:
     frozen.apply(depth)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         module.loss(module(image), label).backward()
     module.zero_grad(set_to_none=True)
     return counter.get_total_flops()
