@@ -40,7 +40,7 @@ def recalibrate(trainer: pl.Trainer, pl_module: pl.LightningModule, frozen: Froz
         stack.enter_context(_silent(pl_module))
         stack.enter_context(_stop_after(frozen.module))
         for index, batch in enumerate(_batches(trainer)):
-            batches += _forward(trainer, pl_module, batch, index)
+            batches += _forward(trainer, pl_module, layers, batch, index)
     if not batches:
         raise UserError("bn='recalibrate' found no batch of training images to estimate the statistics on")
     _average_over_ranks(trainer, layers)
@@ -50,8 +50,11 @@ class _ForwardDone(Exception):
     """The staged module has run: not an error, it ends a training step early."""
 
 
-def _forward(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> int:
+def _forward(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, layers: list[_BatchNorm], batch: Any, index: int
+) -> int:
     """Run one batch through the staged module; return whether it counts."""
+    before = [{name: b.clone() for name, b in layer.named_buffers()} for layer in layers]
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
     batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
@@ -63,6 +66,8 @@ def _forward(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, ind
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):  # a last batch of one image has no variance
             raise
+        for layer, buffers in zip(layers, before, strict=True):
+            layer.load_state_dict(buffers, strict=False)
         return 0
     return 1
 

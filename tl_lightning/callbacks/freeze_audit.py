@@ -24,10 +24,10 @@ _HARMLESS = 3  # writes that changed no bit before a tensor is looked at in full
 class FreezeAudit(Callback):
     """Raises a RuntimeError, naming the tensor, when freezing did not do what it says.
 
-    After every step it looks at torch's version counters of all frozen parameters and buffers, which notice in-place
-    writes for nothing; every ``every_n_steps`` steps and at the end of every epoch it compares checksums of all bits.
-    Noticed are: a frozen tensor that moved; a frozen parameter that something made trainable; a thawed parameter that
-    got no gradient in a whole epoch; weights that differ between the ranks of a distributed run.
+    After every step it looks at torch's version counters of all frozen parameters and buffers, which notice most
+    in-place writes for nothing; every ``every_n_steps`` steps and at the end of every epoch it compares checksums of
+    all bits. Noticed are: a frozen tensor that moved; a frozen parameter that something made trainable; a thawed
+    parameter that got no gradient in a whole epoch; weights that differ between the ranks of a distributed run.
 
     What must be frozen is read from ``ProgressiveUnfreezing`` on the same attribute. Without one, it is whatever does
     not require a gradient at the start of an epoch, and the buffers of layers of which no parameter does.
@@ -80,11 +80,12 @@ class FreezeAudit(Callback):
         """Look at the version counters, now and then at the bits."""
         if self._unfreezing(trainer) is not None:
             self._fail_if(self._watch.thawed(), "was made trainable: something else sets requires_grad", trainer)
-        written = self._watch.written()
-        if trainer.global_step >= self._last_check + self.every_n_steps:
-            self._last_check, written = trainer.global_step, list(self._watch.tensors)
-        if written:
-            self._fail_if(self._watch.moved(written), "changed", trainer)
+        due = trainer.global_step >= self._last_check + self.every_n_steps
+        if due:
+            self._last_check = trainer.global_step
+        # a write to one is a reason to look at all: running statistics change without a new version
+        if self._watch.written() or due:
+            self._fail_if(self._watch.moved(), "changed", trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare all bits with those at the start, and between ranks."""
@@ -92,7 +93,7 @@ class FreezeAudit(Callback):
             return
         module = staged_module(pl_module, self.attribute)
         self._watch.follow(_frozen_tensors(module, self._unfreezing(trainer)))
-        self._fail_if(self._watch.moved(list(self._watch.tensors)), "changed", trainer)
+        self._fail_if(self._watch.moved(), "changed", trainer)
         self._check_gradients(trainer)
         if trainer.world_size > 1:
             self._compare_ranks(trainer, pl_module)
@@ -167,22 +168,22 @@ class _Watch:
         """Return the names of tensors that require a gradient."""
         return [name for name, tensor in self.tensors.items() if tensor.requires_grad]
 
-    def written(self) -> list[str]:
-        """Return the names of tensors that were written to since the last call, if that is unusual for them."""
+    def written(self) -> bool:
+        """Whether a tensor was written to since the last call for which that is unusual."""
         versions = [t._version for t in self.tensors.values()]
         if versions == self.versions:
-            return []
+            return False
         pairs = zip(self.tensors, versions, self.versions, strict=True)
         names = [name for name, now, before in pairs if now != before]
         self.versions = versions
         for name in names:
             self.harmless[name] = self.harmless.get(name, 0) + 1
-        return [name for name in names if self.harmless[name] <= _HARMLESS]
+        return any(self.harmless[name] <= _HARMLESS for name in names)
 
-    def moved(self, names: list[str]) -> list[str]:
-        """Return those of the names whose bits are not what they were."""
-        now = checksums(self.tensors[name] for name in names).tolist()
-        return [name for name, value in zip(names, now, strict=True) if value != self.sums[name]]
+    def moved(self) -> list[str]:
+        """Return the names of tensors whose bits are not what they were."""
+        now = checksums(self.tensors.values()).tolist()
+        return [name for name, value in zip(self.tensors, now, strict=True) if value != self.sums[name]]
 
 
 def _frozen_tensors(module: nn.Module, unfreezing: ProgressiveUnfreezing | None) -> dict[str, Tensor]:
