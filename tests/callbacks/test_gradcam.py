@@ -42,9 +42,22 @@ def block(channels: int, out: int) -> list[nn.Module]:
     return [nn.Conv2d(channels, out, 3, stride=2, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
 
 
+class Restless(nn.Module):
+    """Draws random numbers of every kind in every forward pass, in evaluation mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.001 * (torch.rand(()) + np.random.rand() + random.random())  # noqa: NPY002
+
+
 def module() -> TransferModule:
     torch.manual_seed(0)
-    tail = {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "drop": nn.Dropout(0.3), "fc": nn.Linear(16, 4)}
+    tail = {
+        "restless": Restless(),
+        "pool": nn.AdaptiveAvgPool2d(1),
+        "flat": nn.Flatten(),
+        "drop": nn.Dropout(0.3),
+        "fc": nn.Linear(16, 4),
+    }
     net = nn.Sequential(OrderedDict(conv1=nn.Sequential(*block(3, 8)), conv2=nn.Sequential(*block(8, 16)), **tail))
     return TransferModule(net, 4, lr=1e-2)
 
@@ -140,7 +153,7 @@ def test_a_run_with_panels_trains_as_one_without(tmp_path):
         [PanelInTheMiddle(GradCAMLogger(images), "on_after_backward")],
     ):
         net = module()
-        torch.manual_seed(1)
+        pl.seed_everything(1, verbose=False)
         trainer(tmp_path, *callbacks, max_epochs=2).fit(net, loader(), loader())
         weights.append(net.state_dict())
     for other in weights[1:]:
@@ -175,7 +188,7 @@ def test_panels_before_during_and_after_training(tmp_path):
     first, last = (logger.snapshots[t] for t in ("before training", "after training"))
     assert first.layer == last.layer == "conv2"
     assert last.classes.tolist() == digits(3)[1].tolist()
-    np.testing.assert_allclose(last.probabilities, net.eval()(digits(3)[0]).softmax(1).detach(), atol=1e-5)
+    np.testing.assert_allclose(last.probabilities, net.eval()(digits(3)[0]).softmax(1).detach(), atol=1e-2)
     assert np.abs(first.probabilities - last.probabilities).max() > 0.01
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tl_lightning.analysis import GradCAMMaps, grad_cam
+from tl_lightning.analysis.attribution import GradCAMMaps, grad_cam
 from tl_lightning.analysis.target_layer import backbone_of
 from tl_lightning.callbacks.gradcam_panel import gradcam_panel
 from tl_lightning.errors import UserError, unknown_name
@@ -81,7 +81,7 @@ class GradCAMLogger(Callback):
         layers = [name for name, _ in backbone_of(pl_module, self.attribute).named_modules() if name]
         if self.target_layer is not None and self.target_layer not in layers:
             raise unknown_name("target layer", self.target_layer, layers)
-        if not (_tensorboards(trainer) or trainer.fast_dev_run):
+        if not (_tensorboards(trainer) or getattr(trainer, "fast_dev_run", False)):
             raise UserError("GradCAMLogger needs a TensorBoard logger: Trainer(logger=TensorBoardLogger(...))")
         strategy = type(trainer.strategy).__name__
         if strategy in ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tl_lightning.analysis import GradCAMMaps
+from tl_lightning.analysis.attribution import GradCAMMaps
 
 CELL_INCHES = 1.25
 RIGHT, WRONG, NEUTRAL = "#00693e", "#b3261e", "#222222"
