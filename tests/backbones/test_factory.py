@@ -155,3 +155,21 @@ def test_weights_that_cannot_be_downloaded_say_what_to_do(tmp_path: Path, monkey
     ) as e:
         create_backbone("resnet18", "IMAGENET1K_V1")
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v3_small", "squeezenet1_1"])
+def test_a_new_head_starts_near_the_loss_of_a_guess(name):
+    torch.manual_seed(0)
+    model = create_backbone(name, "none", num_classes=2).eval()
+    loss = nn.functional.cross_entropy(model(torch.rand(8, 3, 64, 64)), torch.arange(8) % 2)
+    assert abs(loss.item() - 0.693) < 0.1
+
+
+def test_the_head_does_not_depend_on_the_weights(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(get_model("resnet18", num_classes=7).state_dict(), path)
+    heads = []
+    for weights in ("none", str(path)):
+        torch.manual_seed(3)
+        heads.append(create_backbone("resnet18", weights, num_classes=4).fc.weight)
+    assert torch.equal(*heads)
