@@ -11,10 +11,10 @@ from fits import CLASSES, Plain, TinyNet, fit, loader, tensors
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.optim import lr_scheduler
-from torch.utils.flop_counter import FlopCounterMode
 
 from tl_lightning.callbacks import DiscriminativeLR, OnPlateau, ProgressiveUnfreezing
 from tl_lightning.errors import UserError
+from tl_lightning.flops import flop_counter
 from tl_lightning.optim import effective_lrs, lr_multiplier
 
 
@@ -40,7 +40,7 @@ class Measures(Callback):
     def _backward_flops(net: nn.Module, images: torch.Tensor) -> int:
         state = {n: b.clone() for n, b in net.named_buffers()}
         loss = net(images).sum()
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             loss.backward()
         net.zero_grad()
         net.load_state_dict(state, strict=False)
