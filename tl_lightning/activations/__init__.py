@@ -1,0 +1,1 @@
+"""Activations of a frozen part of a model: computing and keeping them; ``features`` is the way in."""
