@@ -155,6 +155,33 @@ class TestTime:
         assert 3 * 0.02 <= summary["train_seconds"] < 0.8
         assert summary["images_seen"] == 24
 
+    def test_making_the_validation_loader_does_not_count(self):
+        class Data(pl.LightningDataModule):
+            extraction_seconds = 1.5
+
+            def train_dataloader(self):
+                return DataLoader(Images(), batch_size=8)
+
+            def val_dataloader(self):
+                time.sleep(1)
+                return DataLoader(Images(), batch_size=8)
+
+        monitor = EfficiencyMonitor()
+        trainer = pl.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            callbacks=[monitor],
+        )
+        trainer.fit(Small(), Data())
+        assert monitor.summary()["train_seconds"] < 0.8
+        assert monitor.summary()["fit_seconds"] > 1
+        assert monitor.summary()["extraction_seconds"] == 1.5
+
     def test_throughput_leaves_the_warm_up_out(self):
         summary = measure(Small(slow_steps=3, train_pause=0.02))
         assert 120 < summary["images_per_second"] <= 8 / 0.02

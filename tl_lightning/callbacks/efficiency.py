@@ -24,6 +24,7 @@ class EfficiencyMonitor(Callback):
     - ``train_seconds``: the training part of all epochs, waiting for data included; validation, checkpoints and
       everything before the first epoch excluded. On CUDA it is time of the device.
     - ``fit_seconds``: wall time of the whole fit.
+    - ``extraction_seconds``: what the data module has spent so far on computing activations (``CachedDataModule``).
     - ``images_per_second``: images over training time without the warm-up steps and without the steps whose
       operations are counted; of all processes together. A run that has only warm-up steps leaves out the first one.
     - ``peak_memory_mb`` and ``memory_increase_mb``: the peak, and the peak above the start, in MiB; see
@@ -107,8 +108,11 @@ class EfficiencyMonitor(Callback):
         counted = self._flops.stop(images)
         self._train_flops += images * (self._flops.forward + self._flops.backward)
         self._stopwatch.count(images)
-        if counted or not self._warm:
-            self._stopwatch.split(steady=False)
+        steady = self._warm and not counted
+        if trainer.is_last_batch:  # what follows, such as making the validation loader, is no training
+            self._stopwatch.stop(steady)
+        elif not steady:
+            self._stopwatch.split(steady)
         self._steps += 1
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -132,6 +136,7 @@ class EfficiencyMonitor(Callback):
         self._summary = {
             "train_seconds": watch.seconds(watch.spans),
             "fit_seconds": time.perf_counter() - self._fit_start,
+            "extraction_seconds": float(getattr(trainer.datamodule, "extraction_seconds", 0.0)),  # type: ignore[attr-defined]
             "images_per_second": watch.throughput() * ranks,
             "peak_memory_mb": peak,
             "memory_increase_mb": increase,
