@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import BaseFinetuning, Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
@@ -234,7 +234,8 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _check_strategy(trainer: pl.Trainer) -> None:
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    known = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    if not known or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy
         raise UserError(
             f"training by stage works on one device and with DDP, not with {type(trainer.strategy).__name__}: "
             "use strategy='auto' or 'ddp'"
