@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -43,6 +44,8 @@ class TaskModule(pl.LightningModule):
         mean: Channel means of the images in [0, 1]; those of ``weights`` by default.
         std: Channel standard deviations; those of ``weights`` by default.
         granularity: Stages as the model's modules, or one for every boundary of its graph.
+        channels_last: Keep images and convolutions in channels-last memory format: a training step of
+            EfficientNet-Lite0 at 96 px takes two thirds of the time on a CPU; results are equal up to rounding.
     """
 
     mean: Tensor
@@ -63,6 +66,7 @@ class TaskModule(pl.LightningModule):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         granularity: Literal["module", "boundary"] = "module",
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
         if optimizer not in OPTIMIZERS:
@@ -74,6 +78,8 @@ class TaskModule(pl.LightningModule):
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
         spec = input_spec(backbone, weights) if isinstance(backbone, str) else None
         self.backbone = self._build(backbone, weights, num_classes, dropout)
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         self.num_classes = num_classes
         self.lr = lr
         self._register_normalisation(spec, mean, std)
@@ -101,7 +107,7 @@ class TaskModule(pl.LightningModule):
 
     def normalise(self, image: Tensor) -> Tensor:
         """Return ``image`` [B, C, H, W] in [0, 1] with the channel statistics of the pretraining."""
-        return (image - self.mean) / self.std
+        return ((image - self.mean) / self.std).contiguous(memory_format=self._memory_format)
 
     def forward(self, image: Tensor) -> Any:
         """Return the backbone's output for images [B, 3, H, W] in [0, 1]."""
@@ -144,8 +150,16 @@ class TaskModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _other_groups(self) -> list[dict[str, Any]]:
-        """Return the groups of parameters outside the backbone, none by default."""
-        return []
+        """Return the named groups of parameters outside the backbone: behind its last stage, never frozen."""
+        groups: list[dict[str, Any]] = []
+        for name, part in self.named_children():
+            if name != "backbone":
+                stages = _OneStage((name,), part)
+                decay = self.hparams["weight_decay"]
+                groups += stage_param_groups(part, stages, lr=self.lr, weight_decay=decay, prefix=f"{name}.")
+        for group in groups:
+            group["stage"] = len(self.stages)
+        return groups
 
     def on_train_epoch_end(self) -> None:
         """End a run that has diverged; one look an epoch, so that no step waits for the device."""
@@ -154,3 +168,14 @@ class TaskModule(pl.LightningModule):
             raise NonFiniteLossError(
                 f"the training loss is {loss.item()} in epoch {self.current_epoch}; lower the learning rate {self.lr:g}"
             )
+
+
+@dataclass
+class _OneStage:
+    """A part of a module as a single stage."""
+
+    names: tuple[str, ...]
+    part: nn.Module
+
+    def parameter_stage(self) -> dict[str, int]:
+        return {name: 0 for name, _ in self.part.named_parameters()}
