@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pictures import write_folder
@@ -28,7 +29,7 @@ def members(data: TransferDataModule, part: str) -> set[int]:
 
 
 def test_elpv_is_split_by_label_and_cell_type_once_for_all() -> None:
-    pytest.importorskip("elpv_dataset")
+    package = pytest.importorskip("elpv_dataset")
     data, other = ready("elpv", seed=0, samples_per_class=20), ready("elpv", seed=1, samples_per_class=20)
     assert data.num_classes == 2
     assert data.class_names == ["functional", "defective"]
@@ -37,6 +38,11 @@ def test_elpv_is_split_by_label_and_cell_type_once_for_all() -> None:
     assert members(data, "test") == members(other, "test")
     assert members(data, "val") != members(other, "val")
     assert data.label_counts("test").tolist() == [451, 205]  # of 1,803 and 821: a quarter
+    rows = [line.split() for line in (Path(package.__file__).parent / "data" / "labels.csv").read_text().splitlines()]
+    strata = np.asarray([f"{float(probability) >= 0.5} {kind}" for _, probability, kind in rows])
+    for stratum in np.unique(strata):
+        held = (strata[data.test_set.indices] == stratum).sum()
+        assert abs(held - (strata == stratum).sum() / 4) < 1
     assert data.label_counts().tolist() == [20, 20]
     assert 100 < data.train_set.images.float().mean() < 200
 

@@ -81,6 +81,26 @@ def test_a_small_subset_decodes_nothing_else(root: Path, own_cache: Path) -> Non
     assert not (own_cache / "decoded").exists()
 
 
+def test_images_decoded_in_another_order_are_kept_in_the_right_one(root: Path, own_cache: Path) -> None:
+    whole = ready(root).train_set.pixels.gather(torch.arange(40))
+    for path in entry(own_cache):
+        path.unlink()
+    ready(root, samples_per_class=2, val_samples=2, test_samples=2)
+    TransferDataModule("imagefolder", str(root), image_size=16).setup()
+    assert np.array_equal(np.load(entry(own_cache)[0]), whole.numpy())
+
+
+def test_memory_is_bounded_over_trials_of_a_set_that_does_not_fit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = 3 * 16 * 16
+    storage = store.Storage(Path("unused"), memory_limit=12 * image)
+    source = FileSource([str(path) for path in sorted(root.rglob("*.png"))])
+    store._shared.clear()
+    for start in range(0, 32, 4):
+        pixels, _ = store.open_pixels(source, 16, np.arange(start, start + 8), storage)
+        assert pixels.nbytes <= 12 * image
+        assert len(pixels.gather(torch.arange(start, start + 8))) == 8
+
+
 def test_changed_files_are_decoded_again(root: Path) -> None:
     before = ready(root)
     picture(777).save(root / "a" / "000.png")

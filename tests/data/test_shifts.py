@@ -84,6 +84,13 @@ def test_noise_has_the_published_strength() -> None:
     assert abs(corrupt(grey, "shot_noise", 1).float().std().item() / 255 - (0.502 / 500) ** 0.5) < 0.002
 
 
+@pytest.mark.parametrize(("severity", "displacement"), [(1, 0.01), (3, 0.03)])
+def test_elastic_displacement_has_the_stated_size(severity: int, displacement: float) -> None:
+    ramp = torch.linspace(0, 255, 32).round().to(torch.uint8).expand(64, 1, 32, 32)
+    moved = (corrupt(ramp, "elastic_transform", severity).float() - ramp.float())[..., 8:-8, 8:-8]
+    assert abs(moved.std().item() / (255 / 31) / (displacement * 32) - 1) < 0.15
+
+
 def test_contrast_keeps_the_mean_and_brightness_the_hue() -> None:
     images = photographs(32)
     assert (corrupt(images, "contrast", 3).float().mean() - images.float().mean()).abs() < 0.5

@@ -52,18 +52,24 @@ class DecodedCache:
     def __init__(self, folder: Path, source: PixelSource, size: int, content: str | None = None) -> None:
         self.source = source
         self.shape = (len(source), source.channels, size, size)
+        self.image_bytes = source.channels * size * size
+        self.nbytes = len(source) * self.image_bytes
         text = f"{FORMAT} {self.shape} {content or source.content_key()}"
         self.key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         self.folder = folder / "decoded"
         self.array_path = self.folder / f"{self.key}.npy"
         self.note_path = self.folder / f"{self.key}.json"
 
+    def exists(self) -> bool:
+        """Whether the entry is there."""
+        return self.note_path.is_file()
+
     def load(self, into_memory: bool) -> tuple[Tensor, dict[int, BadImageError]] | None:
         """Return the images, in memory or memory-mapped, and those that could not be read; None without an entry.
 
         A damaged entry is reported in one line and removed.
         """
-        if not self.note_path.is_file():
+        if not self.exists():
             return None
         try:
             note = json.loads(self.note_path.read_text(encoding="utf-8"))

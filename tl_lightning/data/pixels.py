@@ -99,6 +99,7 @@ class DecodedPixels:
         self.source = source
         self.size = size
         self.channels = source.channels
+        self.image_bytes = source.channels * size * size
         self.failures: dict[int, BadImageError] = {}
         self._rows = torch.full((len(source),), -1)  # row of `_images` that holds each image
         self._images = torch.empty((0, self.channels, size, size), dtype=torch.uint8)
@@ -110,6 +111,10 @@ class DecodedPixels:
     def nbytes(self) -> int:
         """Bytes that the decoded images take."""
         return self._images.numel()
+
+    def missing(self, positions: Positions) -> int:
+        """Return how many of the images are not decoded yet."""
+        return int((self._rows.numpy()[np.unique(positions)] < 0).sum())
 
     def prepare(self, positions: Positions) -> dict[int, BadImageError]:
         """Decode what is not decoded yet and return the failures among ``positions``."""

@@ -11,7 +11,7 @@ from tl_lightning.data.decoding import BadImageError
 from tl_lightning.data.pixels import DecodedPixels, MappedPixels, Pixels, StreamedPixels, TensorPixels
 from tl_lightning.data.sources import ArraySource, PixelSource, Positions
 
-WORTH_KEEPING = 4096  # images: decoding fewer takes seconds, so they are not written to disk
+WORTH_KEEPING = 1024  # images: decoding fewer takes less than a second, so they are not written to disk
 _SHARED_STORES = 6
 
 
@@ -48,47 +48,46 @@ def open_pixels(
     """
     if storage.stream and not isinstance(source, ArraySource):
         pixels: Pixels = StreamedPixels(source, size, storage.check)
-    elif isinstance(source, ArraySource) and source.images.shape[-2:] == (size, size):
-        pixels = TensorPixels(source.images)
-    else:
-        pixels = _kept(source, size, wanted, storage)
-    return pixels, pixels.prepare(wanted)
-
-
-def _kept(source: PixelSource, size: int, wanted: Positions, storage: Storage) -> Pixels:
+        return pixels, pixels.prepare(wanted)
+    if isinstance(source, ArraySource) and source.images.shape[-2:] == (size, size):
+        return TensorPixels(source.images), {}
     content = source.content_key()
-    image_bytes = source.channels * size * size
-    fits = len(source) * image_bytes <= storage.memory_limit
-    pixels = _shared.get((content, size))
-    if isinstance(pixels, DecodedPixels) and not fits:
-        pixels = None if pixels.nbytes + len(wanted) * image_bytes > storage.memory_limit else pixels
-    if pixels is None:
-        pixels = _opened(source, size, wanted, storage, DecodedCache(storage.cache_folder, source, size, content))
+    cache = DecodedCache(storage.cache_folder, source, size, content)
+    pixels = _shared.get((content, size)) or _opened(cache, wanted, storage)
+    if isinstance(pixels, DecodedPixels) and _overflows(pixels, wanted, storage):
+        pixels = _opened(cache, wanted, storage)
     _shared[content, size] = pixels
     _shared.move_to_end((content, size))
     _drop_least_recent(storage.memory_limit)
-    return pixels
+    failures = pixels.prepare(wanted)
+    if isinstance(pixels, DecodedPixels) and pixels.complete and _kept_on_disk(cache, storage) and not cache.exists():
+        cache.save(*pixels.all())
+    return pixels, failures
 
 
-def _opened(source: PixelSource, size: int, wanted: Positions, storage: Storage, cache: DecodedCache) -> Pixels:
-    image_bytes = source.channels * size * size
-    fits = len(source) * image_bytes <= storage.memory_limit
-    kept_on_disk = not isinstance(source, ArraySource) and (len(source) >= WORTH_KEEPING or not fits)
-    if not kept_on_disk:
-        return DecodedPixels(source, size)
-    entry = cache.load(into_memory=fits)
-    if entry is not None:
-        return TensorPixels(*entry) if fits else MappedPixels(*entry)
-    if fits:
-        pixels = DecodedPixels(source, size)
-        pixels.prepare(wanted)
-        if pixels.complete:
-            cache.save(*pixels.all())
-        return pixels
-    if len(wanted) * image_bytes <= storage.memory_limit:
-        return DecodedPixels(source, size)
-    entry = cache.load(into_memory=False) if cache.decode() else None
-    return MappedPixels(*entry) if entry is not None else StreamedPixels(source, size, storage.check)
+def _opened(cache: DecodedCache, wanted: Positions, storage: Storage) -> Pixels:
+    source, size = cache.source, cache.shape[-1]
+    fits = cache.nbytes <= storage.memory_limit
+    if _kept_on_disk(cache, storage):
+        entry = cache.load(into_memory=fits)
+        if entry is None and not fits and len(wanted) * cache.image_bytes > storage.memory_limit:
+            entry = cache.load(into_memory=False) if cache.decode() else None
+            if entry is None:
+                return StreamedPixels(source, size, storage.check)
+        if entry is not None:
+            return TensorPixels(*entry) if fits else MappedPixels(*entry)
+    return DecodedPixels(source, size)
+
+
+def _kept_on_disk(cache: DecodedCache, storage: Storage) -> bool:
+    large = len(cache.source) >= WORTH_KEEPING or cache.nbytes > storage.memory_limit
+    return large and not isinstance(cache.source, ArraySource)
+
+
+def _overflows(pixels: DecodedPixels, wanted: Positions, storage: Storage) -> bool:
+    """Whether decoding what is wanted beside what other trials wanted would take more memory than allowed."""
+    missing = pixels.missing(wanted) * pixels.image_bytes
+    return missing > 0 and pixels.nbytes + missing > storage.memory_limit
 
 
 def _drop_least_recent(memory_limit: int) -> None:
