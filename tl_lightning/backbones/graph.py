@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import fx, nn
@@ -61,6 +61,7 @@ class TracedGraph:
         paths: For each node the module that it calls, the parameter or buffer that it reads, or the module whose
             forward does the operation.
         constants: Tensors that forward makes of nothing, by target.
+        headless: Whether the model ends in a feature map: its last layer is then no classifier.
     """
 
     graph: fx.Graph
@@ -68,6 +69,7 @@ class TracedGraph:
     names: list[str]
     paths: list[str]
     constants: dict[str, torch.Tensor]
+    headless: bool = False
 
     def boundary_positions(self) -> list[int]:
         """Return the indices of the nodes at which exactly one tensor is alive."""
@@ -121,12 +123,23 @@ class TracedGraph:
         return TracedGraph(graph, nodes, names, paths, self.constants)
 
 
+@runtime_checkable
+class KnowsItsGraph(Protocol):
+    """A model that was made from a graph and need not be traced."""
+
+    def traced(self, training: bool) -> TracedGraph:
+        """Return the model's graph in one mode."""
+        ...
+
+
 def trace(model: nn.Module, training: bool = False) -> TracedGraph:
     """Trace a model as if it were wholly in one mode; the model, its flags and the random state stay as they are.
 
     Raises:
         UserError: The model cannot be traced by torch.fx, or draws random numbers outside of its modules.
     """
+    if isinstance(model, KnowsItsGraph):
+        return model.traced(training)
     tracer = _Tracer()
     state = torch.get_rng_state()
     own = set(vars(model))
@@ -140,7 +153,6 @@ def trace(model: nn.Module, training: bool = False) -> TracedGraph:
     finally:
         torch.set_rng_state(state)
         constants = {name: vars(model).pop(name) for name in set(vars(model)) - own}
-    _drop_fixed_inputs(graph)
     nodes = [n for n in graph.nodes if n.op != "output"]
     scopes = {n: tracer.node_name_to_scope[n.name][0] for n in nodes}
     paths = [str(n.target) if n.op in ("call_module", "get_attr") else scopes[n] for n in nodes]
@@ -189,18 +201,6 @@ def _optional_arguments(model: nn.Module) -> dict[str, Any]:
     """Return the defaults of forward: a forward that asks ``if argument is None`` is traced as it is called."""
     parameters = inspect.signature(type(model).forward).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-
-
-def _drop_fixed_inputs(graph: fx.Graph) -> None:
-    """Erase the inputs that were traced with their defaults, and the assertions that they still hold them."""
-    inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    for node in inputs[1:]:
-        dependents = [node]
-        for dependent in dependents:
-            dependents += [user for user in dependent.users if user not in dependents]
-        if not any(n.op == "output" or n.op == "call_module" for n in dependents):
-            for dependent in reversed(dependents):
-                graph.erase_node(dependent)
 
 
 def _unique_names(model: nn.Module, nodes: list[fx.Node], paths: list[str]) -> Iterator[str]:

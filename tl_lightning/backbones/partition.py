@@ -131,8 +131,10 @@ def partition_by_graph(model: nn.Module, traced: TracedGraph, granularity: Liter
     names = (_module_names if granularity == "module" else _boundary_names)(depth, stage)
     parameters, buffers = _tensor_stages(depth, stage)
     boundaries = tuple(Boundary(traced.names[i], k) for k, i in enumerate(depth.bounds))
+    whole = traced.headless and granularity == "module"
+    last = depth.label(traced.paths[depth.head_node]) if whole else _head_stage_name(depth, names)
     return Partition(
-        names=(*names, _head_stage_name(depth, names)),
+        names=(*names, last),
         boundaries=boundaries,
         ends=tuple(depth.bounds.index(c) for c in cuts),
         boundary_stage={b.name: stage[i] for b, i in zip(boundaries, depth.bounds, strict=True)},
@@ -165,7 +167,9 @@ def _module_cuts(depth: _Depth) -> list[int]:
         if label != current and i:
             cuts += [b for b in depth.bounds if b < i][-1:]
         current = label
-    return sorted({*cuts, depth.head_start()} - {-1})
+    if not depth.traced.headless:
+        cuts.append(depth.head_start())
+    return sorted({*cuts} - {-1})
 
 
 def _merge_weightless(depth: _Depth, cuts: list[int]) -> list[int]:
