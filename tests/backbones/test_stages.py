@@ -45,11 +45,11 @@ def test_the_stages_partition_parameters_buffers_and_modules(name: str, granular
     check_partition(without_storage(name), granularity)
 
 
-def check_partition(model: nn.Module, granularity: str) -> None:
+def check_partition(model: nn.Module, granularity: str) -> Stages:
     stages = Stages(model, granularity)  # type: ignore[arg-type]
     parameters, buffers, modules = stages.parameter_stage(), stages.buffer_stage(), stages.module_stage()
-    owned = {id(dict(model.named_parameters())[key]) for key in parameters}
-    assert owned == {id(p) for p in model.parameters()}
+    named = dict(model.named_parameters())
+    assert {id(named[key]) for key in parameters} == {id(p) for p in model.parameters()}
     assert list(parameters) == [key for key, _ in model.named_parameters()]
     assert list(buffers) == [key for key, _ in model.named_buffers()]
     assert list(modules) == [key for key, _ in model.named_modules()]
@@ -63,6 +63,7 @@ def check_partition(model: nn.Module, granularity: str) -> None:
             assert {parameters[f"{key}.weight"], buffers[f"{key}.running_mean"]} == {modules[key]}
     classifier = [p for p, stage in parameters.items() if stage == len(stages) - 1]
     assert 1 <= len(classifier) <= 2, f"the head is one layer, not {classifier}"
+    return stages
 
 
 @pytest.mark.parametrize("granularity", ["module", "boundary"])
@@ -118,6 +119,25 @@ def test_auxiliary_heads_belong_to_the_head() -> None:
     assert set(auxiliary.values()) == {last}
     assert {s for k, s in stages.buffer_stage().items() if k.startswith("aux")} == {last}
     assert stages.module_stage()["aux1.conv.bn"] == last
+
+
+class Spare(nn.Module):
+    """Holds layers that it does not use, one of them in a block that it does use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleDict({"used": nn.Conv2d(3, 4, 3), "spare": nn.BatchNorm2d(4), "idle": nn.ReLU()})
+        self.body, self.head = nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(self.block["used"](x)).mean((2, 3)))
+
+
+def test_what_the_model_does_not_use_belongs_to_the_head() -> None:
+    stages = Stages(Spare())
+    assert stages.names == ("block", "body", "head")
+    assert {stages.parameter_stage()["block.spare.weight"], stages.buffer_stage()["block.spare.running_var"]} == {2}
+    assert [stages.module_stage()[f"block.{key}"] for key in ("used", "spare", "idle")] == [0, 2, 0]
 
 
 @pytest.mark.parametrize("stage", ["layer2", "layer2.0", "layer2.0.bn1", "layer2.1.add", 2, -4])
