@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from pytorch_grad_cam import GradCAM, GuidedBackpropReLUModel
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from torch import nn
+from torch import Tensor, nn
 
 from tl_lightning.analysis import grad_cam, guided_backprop
 from tl_lightning.analysis.target_layer import find_target_layer
@@ -122,14 +124,28 @@ class Wrapper(nn.Module):
         return self.backbone(x * 2 - 1)
 
 
-def test_backbone_inside_a_module_compiled_or_not():
+def test_backbone_inside_a_module():
     net, x = model("mobilenet_v2"), images()
-    plain = grad_cam(net, x * 2 - 1)
     inside = grad_cam(Wrapper(net), x, attribute="backbone")
-    compiled = grad_cam(Wrapper(torch.compile(net, backend="eager")), x, attribute="backbone", layer="features")
-    for other in (inside, compiled):
-        assert other.layer == "features"
-        np.testing.assert_allclose(other.maps, plain.maps, rtol=1e-4, atol=1e-7)
+    assert inside.layer == "features"
+    np.testing.assert_allclose(inside.maps, grad_cam(net, x * 2 - 1).maps, rtol=1e-4, atol=1e-7)
+
+
+def test_backbone_that_was_compiled_and_has_run_before():
+    """Hooks that are added after compilation do not fire in compiled code."""
+    net, x = small().requires_grad_(False), images(size=16)
+    wrapped = Wrapper(torch.compile(net, backend="eager"))
+    wrapped(x)
+    compiled = grad_cam(wrapped, x, attribute="backbone")
+    assert compiled.layer == "0"
+    np.testing.assert_allclose(compiled.maps, grad_cam(net, x * 2 - 1).maps, rtol=1e-4, atol=1e-7)
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    ).eval()
 
 
 def test_frozen_half_precision_and_inference_mode():
@@ -154,6 +170,32 @@ def test_guided_backprop_is_that_of_the_package_where_that_applies(name):
     for i, c in enumerate((1, 3)):
         expected = theirs(x[i : i + 1].clone(), c).transpose(2, 0, 1)
         np.testing.assert_allclose(ours[i], expected, rtol=1e-3, atol=1e-6 * np.abs(expected).max())
+
+
+class Rectified(nn.Module):
+    """Scores w * relu(x) + v * relu(-x) of each of 4 pixels: the guided gradient keeps positive weights only."""
+
+    def __init__(self, relu: Any) -> None:
+        super().__init__()
+        self.relu = relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up, down = self.relu(x + 0), self.relu(-x)
+        weights = torch.tensor([2.0, -3.0, 0.0, 5.0]).view(1, 1, 2, 2)
+        return (weights * up - 7 * down).sum((2, 3))
+
+
+@pytest.mark.parametrize(
+    "relu",
+    [F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6, nn.ReLU(), nn.ReLU6(inplace=True)],
+    ids=lambda f: getattr(f, "__qualname__", repr(f)),
+)
+def test_guided_backprop_by_hand(relu):
+    x = torch.tensor([[[[1.0, 2.0], [3.0, -4.0]]]])
+    np.testing.assert_array_equal(guided_backprop(Rectified(relu), x, [0])[0, 0], [[2, 0], [0, 0]])
+    plain = x.clone().requires_grad_(True)
+    Rectified(relu)(plain).sum().backward()
+    np.testing.assert_array_equal(plain.grad[0, 0], [[2, -3], [0, 7]])
 
 
 @pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2", "googlenet"])

@@ -104,6 +104,20 @@ def test_road_tells_the_right_map_from_the_wrong_and_from_the_random_one():
     assert np.abs(scores["random"]).max() < 0.05
 
 
+def test_road_of_a_map_that_ranks_nothing_is_0():
+    """Ties must not be broken by place: removing a contiguous half would look like knowledge."""
+    turned = nn.Sequential(Turned(), Brightness())
+    for model, x in ((Brightness(), bright_left()), (turned, bright_left().transpose(2, 3))):
+        assert np.abs(road(model, x, np.zeros((3, 16, 16)), [1, 1, 1]).combined).max() < 0.05
+
+
+class Turned(nn.Module):
+    """Swaps rows and columns."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(2, 3)
+
+
 class Counter(nn.Module):
     """The class scores tell how many pixels were replaced; zero pixels stay where nothing was done."""
 
