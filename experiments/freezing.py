@@ -92,9 +92,7 @@ def plan(arm: Arm, settings: study.Settings) -> object:
 # %% One trial
 def run(trial: Trial, settings: study.Settings) -> dict[str, object]:
     """Train and test one arm at one seed; for a fixed depth measure the cost of a step beside it."""
-    record = study.train_and_test(
-        trial, settings, freezing=freezing(trial.arm, settings), lr_decay=decay(trial.arm)
-    )
+    record = study.train_and_test(trial, settings, freezing=freezing(trial.arm, settings), lr_decay=decay(trial.arm))
     if trial.arm.factors["frozen_stages"] > 0:
         record |= study.measure_step_cost(trial, settings, trial.arm.factors["frozen_stages"])
     return record
@@ -104,7 +102,6 @@ def run(trial: Trial, settings: study.Settings) -> dict[str, object]:
 def report(report: study.Report) -> None:
     """Tables, figures and criteria."""
     results, arms = report.results, report.arms
-    deepest = results.loc[results["arm"] == HEAD, "frozen_stages"].max()
     by_depth = results[~results["progressive"] & (results["lr_decay"] == 1)]
     differences = study.compare_all(results, ALL, "test_accuracy")
     tied = [arm for arm, c in differences.items() if c.verdict == "no difference shown"]
@@ -124,7 +121,7 @@ def report(report: study.Report) -> None:
     figure = study.plots.pareto(results, cost="train_seconds", value="test_accuracy")
     report.figure("accuracy_by_time", figure, "Test accuracy against the seconds of training of the selected model.")
     figure = study.plots.learning_curves(report.curves)
-    report.figure("learning_curves", figure, "Training and validation accuracy by epoch.")
+    report.figure("learning_curves", figure, "Training loss and validation accuracy by epoch (mean and interval).")
 
     report.section("Which differences are real", study.HOW_TO_READ_DIFFERENCES)
     report.table(study.comparison_table(differences))
@@ -146,7 +143,7 @@ def _criteria(report: study.Report, order: list[str]) -> None:
             effect=fall.scaled(100),
             unit="points",
             verdict=study.statistics.decide(fall, 0.0, "below"),
-            note="Yosinski trains what lies above anew from random weights; here it stays pretrained and is fine-tuned.",
+            note="Yosinski trains what lies above from random weights; here it stays pretrained and is fine-tuned.",
         )
     )
     costs = report.results.dropna(subset=["step_time_ratio"])

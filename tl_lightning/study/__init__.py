@@ -24,5 +24,5 @@ _EXPORTS = {
     "measure_step_cost": "tl_lightning.study.step_cost",
 }
 
-__all__ = list(_EXPORTS)  # noqa: PLE0605
+__all__ = list(_EXPORTS)
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

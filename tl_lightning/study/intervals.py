@@ -101,9 +101,7 @@ def bootstrap_interval(
     return Interval(estimate, low, high, len(array))
 
 
-def spearman(
-    x: ArrayLike, y: ArrayLike, seed: int = 0, confidence: float = 0.95, resamples: int = 2000
-) -> Interval:
+def spearman(x: ArrayLike, y: ArrayLike, seed: int = 0, confidence: float = 0.95, resamples: int = 2000) -> Interval:
     """Return Spearman's rank correlation of pairs with its bootstrap interval (pairs are resampled).
 
     Args:
@@ -126,9 +124,7 @@ def spearman(
     return Interval(estimate, low, high, len(first))
 
 
-def slope(
-    x: ArrayLike, y: ArrayLike, groups: Sequence[Hashable] | None = None, confidence: float = 0.95
-) -> Interval:
+def slope(x: ArrayLike, y: ArrayLike, groups: Sequence[Hashable] | None = None, confidence: float = 0.95) -> Interval:
     """Return the least-squares slope of y on x with its t interval.
 
     Args:
@@ -177,17 +173,13 @@ def aligned(a: Values, b: Values) -> tuple[NDArray[np.float64], NDArray[np.float
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         if a.keys() != b.keys():
             odd = sorted(str(key) for key in a.keys() ^ b.keys())
-            raise UserError(
-                f"a paired comparison needs the same seeds on both sides, unpaired: {', '.join(odd)}"
-            )
+            raise UserError(f"a paired comparison needs the same seeds on both sides, unpaired: {', '.join(odd)}")
         return finite(list(a.values())), finite([b[key] for key in a])
     if isinstance(a, Mapping) or isinstance(b, Mapping):
         raise UserError("a paired comparison needs seeds on both sides or on none")
     first, second = finite(a), finite(b)
     if len(first) != len(second):
-        raise UserError(
-            f"a paired comparison needs as many values on both sides, got {len(first)} and {len(second)}"
-        )
+        raise UserError(f"a paired comparison needs as many values on both sides, got {len(first)} and {len(second)}")
     return first, second
 
 

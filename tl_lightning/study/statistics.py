@@ -154,9 +154,7 @@ def equivalence(a: Values, b: Values, margin: float, alpha: float = 0.05) -> Equ
     difference = _subtract(a, b)
     interval = mean_interval(difference, 1 - 2 * alpha)
     p = float(np.max([_t_test(difference, -margin, "greater"), _t_test(difference, margin, "less")]))
-    verdict: Literal["equivalent", "not shown equivalent"] = (
-        "equivalent" if p < alpha else "not shown equivalent"
-    )
+    verdict: Literal["equivalent", "not shown equivalent"] = "equivalent" if p < alpha else "not shown equivalent"
     return Equivalence(interval, margin, interval.n, p, verdict, interval.anecdotal)
 
 

@@ -18,7 +18,7 @@ from tl_lightning.tasks import TransferModule
 
 
 def measure_step_cost(trial: Trial, settings: Settings, depth: int) -> dict[str, float]:
-    """Measure the cost of a step for a trial's backbone on the first images of its training set; see ``step_cost_ratios``."""
+    """Measure a step of the backbone on the first training images, as ``step_cost_ratios`` does."""
     devices = resolve_devices(settings.gpus, settings.precision)
     datamodule = data_module(settings, trial.seed)
     module = build_module(trial.seed, settings.backbone, "none", datamodule.num_classes, 1e-3, settings, {})
@@ -30,7 +30,7 @@ def measure_step_cost(trial: Trial, settings: Settings, depth: int) -> dict[str,
 
 
 def step_cost_ratios(
-    module: TransferModule, image: Tensor, label: Tensor, depth: int, repeats: int = 5
+    module: TransferModule, image: Tensor, label: Tensor, depth: int, repeats: int = 3
 ) -> dict[str, float]:
     """Measure steps with ``depth`` stages frozen and with none frozen in turn, on one batch.
 

@@ -11,7 +11,8 @@ from tl_lightning.study.statistics import Comparison
 
 HOW_TO_READ_DIFFERENCES = (
     "Paired differences over the seeds with their t-based 95 % interval; p-values are corrected for the number of "
-    "arms (Holm 1979). *No difference shown* means that these seeds cannot tell the arms apart, not that they are equal."
+    "arms (Holm 1979). *No difference shown* means that these seeds cannot tell the arms apart, not that they are "
+    "equal."
 )
 
 # Column of the results, heading, factor, digits.
