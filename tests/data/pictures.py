@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,3 +25,16 @@ def write_folder(root: Path, classes: Mapping[str, int], size: tuple[int, int] =
         for image in range(count):
             picture(1000 * number + image, size).save(root / name / f"{image:03d}.{ending}")
     return root
+
+
+def write_bomb(path: Path, width: int, height: int) -> None:
+    """Write a PNG of a few bytes that says it holds so many pixels."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    body = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))

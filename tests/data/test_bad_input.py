@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pictures import picture, write_folder
-from PIL import Image
+from pictures import picture, write_bomb, write_folder
 
 from tl_lightning.data import TransferDataModule
 from tl_lightning.data.folder import image_files
@@ -164,7 +163,7 @@ def test_hidden_and_other_files_are_left_out(folder: Path) -> None:
 
 
 def test_a_bomb_among_the_images_is_refused(folder: Path) -> None:
-    Image.new("1", (20_000, 20_000)).save(folder / "ant" / "bomb.png")
+    write_bomb(folder / "ant" / "bomb.png", 20_000, 20_000)
     refused(folder, "bomb.png")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pictures import picture
+from pictures import picture, write_bomb
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
@@ -111,10 +111,10 @@ def test_what_is_no_image_is_refused_with_its_path(tmp_path: Path, content: byte
 
 
 def test_a_decompression_bomb_is_refused_unread(tmp_path: Path) -> None:
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    write_bomb(tmp_path / "bomb.png", 20_000, 20_000)
     with pytest.raises(BadImageError, match="pixels"):
         decode_image(tmp_path / "bomb.png", 16)
-    Image.new("1", (10_000, 9_500)).save(tmp_path / "large.png")  # below Pillow's error, above its warning
+    write_bomb(tmp_path / "large.png", 10_000, 9_500)  # below Pillow's error, above its warning
     with (
         pytest.warns(Image.DecompressionBombWarning),
         pytest.raises(BadImageError, match="10000 x 9500 pixels is more than"),
@@ -127,6 +127,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         decode_image(tmp_path / "gone.png", 16)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.*")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), kind=st.sampled_from(["png", "jpg", "gif", "tif", "bmp", "webp"]))
 def test_damaged_files_are_read_or_refused_never_worse(tmp_path: Path, data: st.DataObject, kind: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 import uuid
@@ -29,6 +30,7 @@ from tl_lightning.data.sources import PixelSource
 FORMAT = 1  # raise it when images are decoded differently: older entries are then not found
 LIMIT_BYTES = 64 * 2**30  # entries used longest ago are removed above this
 
+_log = logging.getLogger(__name__)
 _BLOCK = 64 * 2**20
 _LEFTOVER_SECONDS = 24 * 3600
 
@@ -90,6 +92,7 @@ class DecodedCache:
         rows = max(1, _BLOCK // max(1, int(np.prod(self.shape[1:]))))
         block = torch.empty((min(rows, self.shape[0]), *self.shape[1:]), dtype=torch.uint8)
         failures: dict[int, BadImageError] = {}
+        _log.info("decoding %d images to %d px into %s", self.shape[0], self.shape[-1], self.folder)
 
         def write_blocks(file: BinaryIO) -> int:
             crc = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from tl_lightning.data.decoding import BadImageError
 from tl_lightning.data.sources import PixelSource, Positions
+
+_WORTH_TELLING = 5000  # images
+_log = logging.getLogger(__name__)
 
 
 class Pixels(Protocol):
@@ -144,6 +148,8 @@ class DecodedPixels:
         return (self._images if in_order else self._images[self._rows]), self.failures
 
     def _decode(self, missing: Positions) -> None:
+        if len(missing) >= _WORTH_TELLING:
+            _log.info("decoding %d images to %d px", len(missing), self.size)
         images = torch.empty((len(missing), self.channels, self.size, self.size), dtype=torch.uint8)
         self.failures |= self.source.read(missing, self.size, images)
         start = len(self._images)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import get_worker_info
 
 from tl_lightning.data.decoding import BadImageError, decode_image, image_shape
 
@@ -87,12 +88,15 @@ class FileSource:
                     failures[position] = error
 
         starts = range(0, len(positions), _CHUNK)
-        if self.threads == 1 or len(starts) == 1:
+        if self.threads == 1 or len(starts) <= 1 or get_worker_info() is not None:
             for start in starts:
                 decode_chunk(start)
-        else:
-            with ThreadPoolExecutor(self.threads) as pool:
-                list(pool.map(decode_chunk, starts))
+            return failures
+        pool = ThreadPoolExecutor(self.threads)
+        try:
+            list(pool.map(decode_chunk, starts))
+        finally:  # after Ctrl-C nobody wants the rest
+            pool.shutdown(cancel_futures=True)
         return failures
 
     def content_key(self) -> str:
