@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from tl_lightning.analysis import knn_accuracy, linear_probe_accuracy
 from tl_lightning.errors import UserError
@@ -47,6 +50,13 @@ def test_probe_chooses_the_penalty_that_the_data_want():
     accuracies = [linear_probe_accuracy(x[few], y[few], x[test], y[test], strengths=[c]) for c in (1e-4, 100.0)]
     chosen = linear_probe_accuracy(x[few], y[few], x[test], y[test], strengths=[1e-4, 100.0])
     assert chosen in accuracies
+
+
+def test_wide_features_give_the_same_probe_as_plain_logistic_regression():
+    x, y, test_x, test_y = digits()
+    x, y = x[:50], y[:50]  # fewer rows than the 64 columns
+    plain = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(x, y)
+    assert linear_probe_accuracy(x, y, test_x, test_y, strengths=[0.1]) == pytest.approx(plain.score(test_x, test_y))
 
 
 def test_one_row_a_class_is_enough():

@@ -214,6 +214,9 @@ def test_captions_tell_right_from_wrong():
     assert captions[2].startswith(f"✓ {'abcd'[predicted]} ")
     assert captions[3].startswith("✗ ")
     assert f"map: {'abcd'[logger.labels[1]]}" in captions[3]
+    assert not any("empty" in caption for caption in captions)
+    logger.snapshots["now"].maps[0] = 0
+    assert [axes.get_xlabel().endswith("\nempty map") for axes in logger.figure().axes] == [False, False, True, False]
 
 
 def test_beside_the_freezing_callbacks(tmp_path):

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tl_lightning.analysis.checks import Array, Labels, as_classes, as_features
@@ -72,14 +71,28 @@ def linear_probe_accuracy(
         raise UserError("a linear probe needs at least two classes in the training part")
     if len(strengths) == 0 or min(strengths) <= 0:
         raise UserError(f"strengths must be numbers above 0, not {list(strengths)}")
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    x, test_x = _standardised_in_row_space(x, test_x)
+    model = LogisticRegression(max_iter=1000)
     folds = min(3, int(counts.min()))
     if len(strengths) > 1 and folds > 1:
         splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        model = GridSearchCV(model, {"logisticregression__C": list(strengths)}, cv=splits)
+        model = GridSearchCV(model, {"C": list(strengths)}, cv=splits)
     else:
-        model.set_params(logisticregression__C=float(np.exp(np.mean(np.log(strengths)))))
+        model.set_params(C=float(np.exp(np.mean(np.log(strengths)))))
     return float(model.fit(x, y).score(test_x, test_y))
+
+
+def _standardised_in_row_space(x: Matrix, test_x: Matrix) -> tuple[Matrix, Matrix]:
+    """Return standardised features in coordinates of the space that the training rows span.
+
+    With an L2 penalty the weights lie in that space, so the classifier is the same, with n columns in place of d.
+    """
+    scaler = StandardScaler().fit(x)
+    x, test_x = scaler.transform(x), scaler.transform(test_x)
+    if x.shape[1] <= len(x):
+        return x, test_x
+    axes = np.linalg.svd(x, full_matrices=False)[2].T
+    return x @ axes, test_x @ axes
 
 
 def _parts(x: Array, y: Array, test_x: Array, test_y: Array) -> tuple[Matrix, Labels, Matrix, Labels]:

@@ -44,11 +44,17 @@ def logme(features: Array, labels: Array) -> float:
     """
     f = as_features(features)
     y = as_labels(labels, len(f))
-    u, s, _ = linalg.svd(f, full_matrices=False)
-    kept = s > s.max(initial=0.0) * max(f.shape) * np.finfo(np.float64).eps
-    u, power = u[:, kept], s[kept] ** 2
+    u, s = _left_singular_vectors(f)
+    power = s**2
     scores = [_max_evidence((y == c).astype(np.float64), u, power) for c in range(y.max() + 1)]
     return float(np.mean(scores))
+
+
+def _left_singular_vectors(matrix: Matrix) -> tuple[Matrix, npt.NDArray[np.float64]]:
+    """Return the left singular vectors [n, rank] and the singular values [rank] that are not rounding."""
+    u, s, _ = linalg.svd(matrix, full_matrices=False)
+    kept = s > s.max(initial=0.0) * max(matrix.shape) * np.finfo(np.float64).eps
+    return u[:, kept], s[kept]
 
 
 def _max_evidence(target: npt.NDArray[np.float64], u: Matrix, power: npt.NDArray[np.float64]) -> float:
@@ -149,8 +155,9 @@ def h_score(features: Array, labels: Array) -> float:
     """
     f = as_features(features)
     y = as_labels(labels, len(f))
-    centred = f - f.mean(0)
-    return float(np.trace(linalg.pinvh(centred.T @ centred / len(f)) @ _between_classes(centred, y)))
+    u, _ = _left_singular_vectors(f - f.mean(0))
+    indicator = np.eye(y.max() + 1)[y] / np.sqrt(np.bincount(y))
+    return float(((indicator.T @ u) ** 2).sum())  # the same trace after cancelling: no matrix [d, d] is needed
 
 
 def regularised_h_score(features: Array, labels: Array) -> float:

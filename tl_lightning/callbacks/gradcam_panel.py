@@ -27,7 +27,7 @@ def gradcam_panel(
 
     A map is scaled to its own maximum: colours compare places within an image, not images. Under each map stand the
     predicted class and its probability, with a tick or a cross where the true class is known, and the explained class
-    where it is another one.
+    where it is another one. A map that is zero everywhere is said to be empty: no channel speaks for the class.
 
     Args:
         images: [N, 3, H, W] in [0, 1].
@@ -74,9 +74,9 @@ def _verdict(maps: GradCAMMaps, index: int, true: int | None, class_names: Seque
     if true is not None:
         text = f"{'✓' if predicted == true else '✗'} {text}"
         colour = RIGHT if predicted == true else WRONG
-    if maps.classes[index] != predicted:
-        text += f"\nmap: {_name(int(maps.classes[index]), class_names)}"
-    return text, colour
+    notes = [f"map: {_name(int(maps.classes[index]), class_names)}"] if maps.classes[index] != predicted else []
+    notes += ["empty map"] if maps.maps[index].max() == 0 else []
+    return "\n".join([text, *notes]), colour
 
 
 def _caption(axes: Axes, text: str, colour: str) -> None:
