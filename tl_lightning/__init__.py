@@ -16,6 +16,7 @@ _EXPORTS = {
     "FreezeAudit": "tl_lightning.callbacks",
     "BatchAugmentation": "tl_lightning.callbacks",
     "EfficiencyMonitor": "tl_lightning.callbacks",
+    "GradCAMLogger": "tl_lightning.callbacks",
     "MetricHistory": "tl_lightning.callbacks",
     "StepSeed": "tl_lightning.callbacks",
     "ActivationCache": "tl_lightning.features",

@@ -5,6 +5,7 @@ from tl_lightning.callbacks.discriminative_lr import DiscriminativeLR
 from tl_lightning.callbacks.efficiency import EfficiencyMonitor
 from tl_lightning.callbacks.freeze_audit import FreezeAudit
 from tl_lightning.callbacks.freezing_schedule import ByEpoch, FreezingSchedule, Gradual, OnPlateau
+from tl_lightning.callbacks.gradcam import GradCAMLogger
 from tl_lightning.callbacks.history import MetricHistory
 from tl_lightning.callbacks.plan import Plan, PlanRow
 from tl_lightning.callbacks.step_seed import StepSeed
@@ -17,6 +18,7 @@ __all__ = [
     "EfficiencyMonitor",
     "FreezeAudit",
     "FreezingSchedule",
+    "GradCAMLogger",
     "Gradual",
     "MetricHistory",
     "OnPlateau",
