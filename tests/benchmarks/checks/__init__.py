@@ -1,0 +1,1 @@
+"""One check for each trap of freezing: a function of a peer that trains for real and returns a verdict."""

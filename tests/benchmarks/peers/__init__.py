@@ -1,0 +1,1 @@
+"""One adapter for each way to train the same network: this package, its peers, and a bare PyTorch loop."""

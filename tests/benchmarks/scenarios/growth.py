@@ -1,0 +1,71 @@
+"""S7: how the time of a linear probe grows with images, epochs and depths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from peers.job import Peer
+
+from scenarios.frozen import fit_of
+from scenarios.measure import Result, Row, Target, interleave
+from scenarios.workload import BARE, OURS, Workload, contenders
+
+FACTORS = (1, 2, 4, 8)
+
+
+def growth(work: Workload) -> Result:
+    """S7: 1 to 8 times the images and the epochs, with the exponents of a power law fitted to the medians."""
+    result = Result("S7", f"growth of a linear probe, from {work.sizes.images // 8} images and 2 epochs")
+    for name, cls in contenders(("bare", "ours-study")).items():
+        _by_images(result, work, name, cls)
+        _by_epochs(result, work, name, cls)
+    for name in (OURS, BARE):
+        for what in ("images", "epochs"):
+            slope = exponent([row for row in result.rows if row.contender == f"{name}, {what}"])
+            result.notes.append(f"{name}: time grows as {what} to the power {slope:.2f}")
+            if name == OURS:
+                bound = 1.1 if what == "images" else 0.5
+                result.targets.append(Target("S7", f"exponent of {what}", slope, bound, "at most"))
+    result.notes.append("the issue asks for the exponents and sets no bound; the bounds here are those of one pass")
+    return result
+
+
+def _by_images(result: Result, work: Workload, name: str, cls: type[Peer]) -> None:
+    runs = {}
+    for factor in FACTORS:
+        images = work.sizes.images * factor // 8
+        data = work.data_module(images)
+        train = work.tensors("train", data)
+
+        def job(data=data, train=train):  # type: ignore[no-untyped-def]
+            return work.job(work.network(), frozen=True, epochs=2).but(data=data, train=train)
+
+        runs[str(len(train[0]))] = fit_of(cls, job)
+    _add(result, f"{name}, images", interleave(runs, work.sizes.repeats))
+
+
+def _by_epochs(result: Result, work: Workload, name: str, cls: type[Peer]) -> None:
+    data = work.data_module(work.sizes.images // 8)
+    train = work.tensors("train", data)
+    runs = {}
+    for factor in FACTORS:
+        epochs = 2 * factor
+
+        def job(epochs=epochs):  # type: ignore[no-untyped-def]
+            return work.job(work.network(), frozen=True, epochs=epochs).but(data=data, train=train)
+
+        runs[str(epochs)] = fit_of(cls, job)
+    _add(result, f"{name}, epochs", interleave(runs, work.sizes.repeats))
+
+
+def _add(result: Result, name: str, seconds: dict[str, list[float]]) -> None:
+    result.rows += [Row("S7", name, "s", values, float(x)) for x, values in seconds.items()]
+
+
+def exponent(rows: Sequence[Row]) -> float:
+    """Return the slope of log time over log size."""
+    points = [(math.log(row.x), math.log(row.median)) for row in rows if row.x]
+    x, y = zip(*points, strict=True)
+    return float(np.polyfit(x, y, 1)[0])
