@@ -44,8 +44,9 @@ class StepSeed(Callback):
         self._seed(trainer, self._first_epoch, _LOADER)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed the epoch's order."""
-        self._seed(trainer, trainer.current_epoch, _LOADER)
+        """Seed the epoch's order; a loader has begun to draw that of the first epoch already."""
+        if trainer.current_epoch != self._first_epoch:
+            self._seed(trainer, trainer.current_epoch, _LOADER)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
