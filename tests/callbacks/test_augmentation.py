@@ -338,6 +338,17 @@ class TestCallback:
         assert first["soft_label"].shape == (4, 3)
         assert not torch.equal(first["image"], module.train_batches[3]["image"])
 
+    def test_epoch_and_batch_index_fix_the_images(self):
+        module = fit(BatchAugmentation(**EVERYTHING, mixup=0.5, seed=7))
+        plain = list(DataLoader(Dictionaries(), batch_size=4))
+        for number, batch in enumerate(module.train_batches):
+            position = BatchPosition(epoch=number // 3, batch_idx=number % 3)
+            augmented = Augmentation(**EVERYTHING, seed=7)(plain[number % 3]["image"], position)
+            one_hot = torch.eye(3)[batch["label"]]
+            mixed, soft = Mixing(mixup=0.5, seed=7)(augmented, one_hot, position)
+            assert torch.equal(batch["image"], mixed)
+            assert torch.equal(batch["soft_label"], soft)
+
     def test_list_batches_get_soft_labels_in_place_of_labels(self):
         module = fit(BatchAugmentation(cutmix=1.0), Pairs())
         _, label = module.train_batches[0]

@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -23,9 +23,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 class StudyParser(ArgumentParser):
     """A parser whose flags are spelled with dashes and whose errors are one line."""
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Return the help with ``--image-size`` for ``--image_size``; both are understood."""
-        return re.sub(r"--[a-z_]+", lambda match: _dashed(match.group()), super().format_help())
+        return re.sub(r"--[a-z_]+", lambda match: _dashed(match.group()), super().format_help(*args, **kwargs))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong in one line and exit with code 2."""

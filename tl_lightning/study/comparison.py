@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from tl_lightning.study.statistics import Comparison, holm, paired_difference, s
 SAME_AT_EACH_SEED = ("data", "data_fingerprint", "test_fingerprint", "transform_fingerprint")
 
 
-def by_seed(results: pd.DataFrame, arm: str, metric: str) -> dict[int, float]:
+def by_seed(results: pd.DataFrame, arm: str, metric: str) -> dict[Hashable, float]:
     """Return the metric of one arm, keyed by seed.
 
     Raises:

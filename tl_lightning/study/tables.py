@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -35,7 +36,7 @@ def arm_table(results: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
         trials = results[results["arm"] == arm]
         if trials.empty:
             continue
-        row = {"arm": arm, "seeds": len(trials)}
+        row: dict[str, Any] = {"arm": arm, "seeds": len(trials)}
         for column, heading, factor, digits in COLUMNS:
             if column in trials:
                 row[heading] = _cell(trials[column] * factor, digits, "interval" in heading)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from tl_lightning.backbones import InputSpec, Stages, create_backbone, input_spec
@@ -79,7 +80,7 @@ class TaskModule(pl.LightningModule):
         spec = input_spec(backbone, weights) if isinstance(backbone, str) else None
         self.backbone = self._build(backbone, weights, num_classes, dropout)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.backbone.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        self.backbone.to(memory_format=self._memory_format)
         self.num_classes = num_classes
         self.lr = lr
         self._register_normalisation(spec, mean, std)
@@ -131,7 +132,7 @@ class TaskModule(pl.LightningModule):
         suffix.training = self.training  # outside the module tree, so train() does not reach it
         return suffix(batch["activation"])
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build every named group (stage x decay) once, under one schedule for all of them."""
         groups = stage_param_groups(
             self.backbone,
@@ -141,7 +142,7 @@ class TaskModule(pl.LightningModule):
             prefix="backbone.",
         )
         groups += self._other_groups()
-        options = {"momentum": 0.9, "nesterov": True} if self.hparams["optimizer"] == "sgd" else {}
+        options: dict[str, Any] = {"momentum": 0.9, "nesterov": True} if self.hparams["optimizer"] == "sgd" else {}
         optimizer = OPTIMIZERS[self.hparams["optimizer"]](groups, lr=self.lr, fused=True, **options)  # type: ignore[call-arg]
         install_lr_scale(optimizer)
         steps = max(1, int(self.trainer.estimated_stepping_batches))

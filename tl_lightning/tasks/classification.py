@@ -91,7 +91,7 @@ class TransferModule(TaskModule):
         """Return the loss of one batch."""
         batch = as_dict(batch)
         logits = self.output(batch)
-        loss = self.loss(logits, batch.get("soft_label", batch["label"]))
+        loss = self.loss(logits, batch["soft_label"] if "soft_label" in batch else batch["label"])
         main = logits[0] if isinstance(logits, tuple) else logits
         accuracy = (main.detach().argmax(1) == batch["label"]).float().mean()
         size = len(batch["label"])
@@ -114,7 +114,7 @@ class TransferModule(TaskModule):
     def _evaluation_step(self, batch: dict[str, Any], part: str) -> None:
         logits = self.output(batch).float()
         label = batch["label"]
-        self.metrics[part].update(logits.softmax(1), label)
+        self._part_metrics(part).update(logits.softmax(1), label)
         self.confusion_metric.update(logits, label)
         loss = F.cross_entropy(logits, label)
         self.log(f"{part}/loss", loss, on_epoch=True, prog_bar=part == "val", batch_size=len(label))
@@ -127,9 +127,14 @@ class TransferModule(TaskModule):
         """Log the test metrics."""
         self._log_metrics("test")
 
+    def _part_metrics(self, part: str) -> MetricCollection:
+        metrics = self.metrics[part]
+        assert isinstance(metrics, MetricCollection)  # a ModuleDict forgets the type of what it holds
+        return metrics
+
     def _log_metrics(self, part: str) -> None:
-        self.log_dict(self.metrics[part].compute())
-        self.metrics[part].reset()
+        self.log_dict(self._part_metrics(part).compute())
+        self._part_metrics(part).reset()
         self.confusion = self.confusion_metric.compute().cpu()
         self.confusion_metric.reset()
 
