@@ -1,0 +1,52 @@
+"""What is published of a study: everything to read, nothing that names the machine."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from tl_lightning.errors import UserError
+from tl_lightning.study.publish import publish
+
+
+@pytest.fixture
+def study(tmp_path):
+    out = tmp_path / "out"
+    with SummaryWriter(str(out / "trials" / "a--seed0" / "lr=0.1")) as writer:
+        writer.add_scalar("x", 1.0)
+    for name in ("report.md", "results.csv", "study.json", "figure.png"):
+        (out / name).write_text(name)
+    (out / "trials" / "a--seed0" / "last.ckpt").write_text("weights")
+    return out
+
+
+def test_events_keep_their_run_and_lose_the_machine(study, tmp_path):
+    target = tmp_path / "reference"
+    written = publish(study, target)
+    assert all(socket.gethostname() not in file.name for file in written)
+    assert (target / "trials" / "a--seed0" / "lr=0.1" / "events.out.tfevents.0000").stat().st_size > 0
+    assert (target / "figure.png").read_text() == "figure.png"
+    assert not list(target.rglob("*.ckpt"))
+
+
+def test_a_second_time_replaces_the_first(study, tmp_path):
+    publish(study, tmp_path / "reference")
+    (study / "figure.png").rename(study / "other.png")
+    publish(study, tmp_path / "reference")
+    assert not (tmp_path / "reference" / "figure.png").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(study, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not a study's"):
+        publish(study, mine)
+    assert (mine / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_folder_without_a_report_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no report\.md"):
+        publish(tmp_path, tmp_path / "reference")

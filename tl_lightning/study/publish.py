@@ -1,0 +1,67 @@
+"""Copy a study's outcome to a folder that can be committed: ``python -m tl_lightning.study.publish FROM TO``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from tl_lightning.errors import UserError
+
+TABLES = ("report.md", "results.csv", "summary.csv", "criteria.csv", "study.json")
+MAX_EVENT_BYTES = 1_000_000
+
+
+def publish(source: Path, target: Path) -> list[Path]:
+    """Copy report, tables, figures, records and event files; whatever ``target`` held before is replaced.
+
+    Event files are renamed: the name that TensorBoard gives them holds the name of the machine.
+
+    Args:
+        source: Output folder of a study.
+        target: Folder to fill.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: ``source`` holds no finished study, or ``target`` something else than a published one.
+    """
+    if not (source / "report.md").is_file():
+        raise UserError(f"{source} holds no report.md: give the output folder of a study that has ended")
+    if target.exists() and any(target.iterdir()) and not (target / "study.json").is_file():
+        raise UserError(f"{target} holds files that are not a study's: give another folder")
+    shutil.rmtree(target, ignore_errors=True)
+    files = [source / name for name in TABLES if (source / name).is_file()]
+    files += [*source.glob("*.png"), *source.glob("trials/*/record.json")]
+    events = [file for file in source.rglob("events.out.tfevents.*") if file.stat().st_size <= MAX_EVENT_BYTES]
+    written = [_copy(file, target / file.relative_to(source)) for file in files]
+    for number, file in enumerate(sorted(events)):
+        name = f"events.out.tfevents.{number:04d}{'.hparams' if file.suffix == '.hparams' else ''}"
+        written.append(_copy(file, target / file.relative_to(source).with_name(name)))
+    return written
+
+
+def _copy(file: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target)
+    return target
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("source", type=Path, metavar="FROM", help="output folder of a study")
+    parser.add_argument("target", type=Path, metavar="TO", help="folder to fill, such as logs/reference/freezing")
+    arguments = parser.parse_args()
+    try:
+        written = publish(arguments.source, arguments.target)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{len(written)} files, {sum(f.stat().st_size for f in written) / 1e6:.1f} MB in {arguments.target}")
+
+
+if __name__ == "__main__":
+    main()
