@@ -120,7 +120,7 @@ def report(report: study.Report) -> None:
     report.figure("accuracy_by_depth", figure, "Test accuracy against the number of frozen stages.")
     figure = study.plots.pareto(results, cost="train_seconds", value="test_accuracy")
     report.figure("accuracy_by_time", figure, "Test accuracy against the seconds of training of the selected model.")
-    figure = study.plots.learning_curves(report.curves)
+    figure = study.plots.learning_curves(report.curves, arms=[*order, "progressive"])
     report.figure("learning_curves", figure, "Training loss and validation accuracy by epoch (mean and interval).")
 
     report.section("Which differences are real", study.HOW_TO_READ_DIFFERENCES)
