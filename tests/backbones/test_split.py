@@ -59,6 +59,24 @@ def test_stochastic_depth_and_dropout_stay_active_in_the_halves(name: str) -> No
     assert torch.equal(suffix.eval()(features), suffix(features))
 
 
+@pytest.mark.parametrize(
+    ("name", "boundary"),
+    [
+        ("mobilenet_v3_small", "features.0.1"),
+        ("efficientnet_lite0", "flatten"),
+        ("resnet18", "bn1"),
+        ("alexnet", "avgpool"),
+    ],
+)
+def test_a_suffix_leaves_its_input_as_it_is(name: str, boundary: str) -> None:
+    model = create_backbone(name, num_classes=3).train()
+    prefix, suffix = Stages(model).split(boundary)
+    activation = prefix(images(name)).detach()
+    kept = activation.clone()
+    suffix(activation)
+    assert torch.equal(activation, kept)
+
+
 def test_the_halves_share_their_tensors_with_the_model() -> None:
     model = create_backbone("swin_t", num_classes=3)
     stages = Stages(model)

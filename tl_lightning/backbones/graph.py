@@ -16,6 +16,7 @@ from torchvision.ops import StochasticDepth
 
 from tl_lightning.errors import UserError
 
+_IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv", "setitem")
 # Their forward depends on their own training flag, so they must stay modules: traced through, the flag that they
 # had at that moment would become a constant of the graph.
 _MODE_DEPENDENT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, StochasticDepth)
@@ -172,6 +173,36 @@ def graph_module(model: nn.Module, graph: fx.Graph, constants: dict[str, torch.T
     module = fx.GraphModule(root, graph)
     module.training = model.training
     return module
+
+
+def protect_input(model: nn.Module, graph: fx.Graph) -> None:
+    """Copy the first input of a graph where an in-place operation could reach it: the caller may keep what it gives."""
+    source = next(iter(graph.nodes))
+    aliases = [source]
+    for alias in aliases:
+        for user in alias.users:
+            if _is_in_place(model, user):
+                with graph.inserting_after(source):
+                    copy = graph.call_method("clone", (source,))
+                source.replace_all_uses_with(copy)
+                copy.args = (source,)  # which was replaced, too
+                return
+            if user.op != "output" and user not in aliases and not _computes_anew(model, user):
+                aliases.append(user)
+
+
+def _is_in_place(model: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+    name = getattr(node.target, "__name__", str(node.target))
+    return bool(node.kwargs.get("inplace")) or name.endswith("_") or name in _IN_PLACE_OPERATORS
+
+
+def _computes_anew(model: nn.Module, node: fx.Node) -> bool:
+    """Tell whether the result is surely a tensor of its own: a layer's is, a view or a dropout in eval mode is not."""
+    if node.op != "call_module":
+        return False
+    return any(True for _ in model.get_submodule(str(node.target)).parameters())
 
 
 @contextmanager

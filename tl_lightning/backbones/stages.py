@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from tl_lightning.backbones.graph import Boundary, TracedGraph, graph_module, trace
+from tl_lightning.backbones.graph import Boundary, TracedGraph, graph_module, protect_input, trace
 from tl_lightning.backbones.module_list import partition_by_modules
 from tl_lightning.backbones.partition import Partition, partition_by_graph
 from tl_lightning.errors import UserError, unknown_name
@@ -139,8 +139,9 @@ class Stages:
 
         The two halves share modules and parameters with the model. Buffers that the model reads outside of a
         layer (the position indices of Swin) are tensors of their own once one of them moves to another device: split
-        after moving the model. In train mode the suffix returns auxiliary outputs as the model does, except where
-        the boundary lies behind an auxiliary head: there it returns the main output alone.
+        after moving the model. The suffix leaves its input as it is, even where the model works in place. In train mode
+        it returns auxiliary outputs as the model does, except where the boundary lies behind an auxiliary head: there
+        it returns the main output alone.
 
         Args:
             boundary: A boundary of this model or its name.
@@ -169,6 +170,7 @@ class Stages:
         graphs = traced.halves(name)
         if graphs is None:
             raise UserError(f"the model cannot be split at {name!r}: in train mode more than one tensor is alive there")
+        protect_input(self._model, graphs[1])
         prefix, suffix = (graph_module(self._model, graph, traced.constants) for graph in graphs)
         return prefix, suffix
 
