@@ -9,13 +9,16 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tl_lightning.errors import UserError
 from tl_lightning.study.publish import publish
+from tl_lightning.study.tensorboard import write_hparams
 
 
 @pytest.fixture
 def study(tmp_path):
     out = tmp_path / "out"
-    with SummaryWriter(str(out / "trials" / "a--seed0" / "lr=0.1")) as writer:
-        writer.add_scalar("x", 1.0)
+    for rate in ("lr=0.1", "lr=0.01"):
+        with SummaryWriter(str(out / "trials" / "a--seed0" / rate)) as writer:
+            writer.add_scalar("x", 1.0)
+    write_hparams(out / "trials" / "a--seed0" / "lr=0.1", {"seed": 0}, {"accuracy": 0.5})
     for name in ("report.md", "results.csv", "study.json", "figure.png"):
         (out / name).write_text(name)
     (out / "trials" / "a--seed0" / "last.ckpt").write_text("weights")
@@ -27,6 +30,7 @@ def test_events_keep_their_run_and_lose_the_machine(study, tmp_path):
     written = publish(study, target)
     assert all(socket.gethostname() not in file.name for file in written)
     assert (target / "trials" / "a--seed0" / "lr=0.1" / "events.out.tfevents.0000").stat().st_size > 0
+    assert not (target / "trials" / "a--seed0" / "lr=0.01").exists()
     assert (target / "figure.png").read_text() == "figure.png"
     assert not list(target.rglob("*.ckpt"))
 

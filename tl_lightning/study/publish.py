@@ -16,7 +16,8 @@ MAX_EVENT_BYTES = 1_000_000
 def publish(source: Path, target: Path) -> list[Path]:
     """Copy report, tables, figures, records and event files; whatever ``target`` held before is replaced.
 
-    Event files are renamed: the name that TensorBoard gives them holds the name of the machine.
+    Event files are renamed: the name that TensorBoard gives them holds the name of the machine. Of each trial only the
+    run that was selected is copied: with more than 40 runs TensorBoard shows none until the reader picks some.
 
     Args:
         source: Output folder of a study.
@@ -35,12 +36,18 @@ def publish(source: Path, target: Path) -> list[Path]:
     shutil.rmtree(target, ignore_errors=True)
     files = [source / name for name in TABLES if (source / name).is_file()]
     files += [*source.glob("*.png"), *source.glob("trials/*/record.json")]
-    events = [file for file in source.rglob("events.out.tfevents.*") if file.stat().st_size <= MAX_EVENT_BYTES]
+    events = [file for run in _runs(source) for file in run.iterdir() if file.stat().st_size <= MAX_EVENT_BYTES]
     written = [_copy(file, target / file.relative_to(source)) for file in files]
-    for number, file in enumerate(sorted(events)):
+    for number, file in enumerate(sorted(file for file in events if "tfevents" in file.name)):
         name = f"events.out.tfevents.{number:04d}{'.hparams' if file.suffix == '.hparams' else ''}"
         written.append(_copy(file, target / file.relative_to(source).with_name(name)))
     return written
+
+
+def _runs(source: Path) -> list[Path]:
+    """Return the TensorBoard runs to show: the figures and the selected run of each trial, which has the hparams."""
+    selected = {file.parent for file in source.glob("trials/*/*/*.hparams")}
+    return [*selected, *source.glob("figures")]
 
 
 def _copy(file: Path, target: Path) -> Path:
