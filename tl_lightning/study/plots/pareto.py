@@ -51,7 +51,7 @@ def pareto(
     limits = value_limits(results, cost, x, log)
     if log:
         log_axis(axes, *limits)
-    axes.set_xlim(*limits)
+    axes.set_xlim(limits[0] if log else max(limits[0], 0.0), limits[1])  # no cost is below 0, whatever its interval
     axes.set_ylim(*value_limits(results, value, y))
     points = np.column_stack([x["mean"], y["mean"]])
     front = pareto_front(points[:, 0], points[:, 1])
