@@ -18,6 +18,7 @@ from tl_lightning.activations.files import ActivationFiles, SegmentWriter
 from tl_lightning.activations.format import DTYPES, Segment
 from tl_lightning.activations.rows import Activations, located
 from tl_lightning.errors import UserError, unknown_name
+from tl_lightning.paths import user_path
 
 CacheDtype = Literal["float32", "float16", "bfloat16"]
 GIB = 2**30
@@ -54,7 +55,7 @@ class ActivationCache:
         self.memory_bytes = min(max_bytes, GIB) if memory_bytes is None else memory_bytes
         self.on_disk = directory is not None
         self._max_bytes = max_bytes
-        self._directory = Path(directory).expanduser() if directory is not None else None
+        self._directory = user_path(directory) if directory is not None else None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._files: ActivationFiles | None = None
         self._memory: OrderedDict[str, list[Segment]] = OrderedDict()

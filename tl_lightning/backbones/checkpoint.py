@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tl_lightning.errors import UserError
+from tl_lightning.paths import user_path
 
 StateDict = OrderedDict[str, torch.Tensor]
 
@@ -37,7 +38,7 @@ def read_state_dict(path: str | Path) -> StateDict:
     Raises:
         UserError: There is no such file, it is no checkpoint, or it holds more than plain data and tensors.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise UserError(f"no weights file {path}")
     try:

@@ -14,6 +14,7 @@ from tl_lightning.backbones.graph import trace
 from tl_lightning.backbones.inputs import NONE, check_name, input_spec, published_weights
 from tl_lightning.backbones.partition import classifier_node
 from tl_lightning.errors import UserError, unknown_name
+from tl_lightning.paths import user_path
 
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
@@ -92,7 +93,7 @@ def _check_arguments(name: str, num_classes: int, dropout: float | None, in_chan
 
 
 def _check_weights(name: str, weights: str) -> None:
-    if weights == NONE or published_weights(name, weights) or Path(weights).expanduser().is_file():
+    if weights == NONE or published_weights(name, weights) or user_path(weights).is_file():
         return
     if Path(weights).suffix or "/" in weights:
         raise UserError(f"no weights file {weights}")

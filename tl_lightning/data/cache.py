@@ -26,6 +26,7 @@ from torch import Tensor
 
 from tl_lightning.data.decoding import BadImageError
 from tl_lightning.data.sources import PixelSource
+from tl_lightning.paths import user_path
 
 FORMAT = 1  # raise it when images are decoded differently: older entries are then not found
 LIMIT_BYTES = 64 * 2**30  # entries used longest ago are removed above this
@@ -38,7 +39,7 @@ _LEFTOVER_SECONDS = 24 * 3600
 def cache_root(cache_dir: str | Path | None) -> Path:
     """Return the cache folder: the argument, else ``$TL_LIGHTNING_CACHE``, else ``~/.cache/tl_lightning``."""
     chosen = cache_dir or os.environ.get("TL_LIGHTNING_CACHE") or Path.home() / ".cache" / "tl_lightning"
-    return Path(chosen).expanduser()
+    return user_path(chosen)
 
 
 class DecodedCache:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,6 +23,7 @@ from tl_lightning.data.sources import PixelSource
 from tl_lightning.data.store import Storage
 from tl_lightning.data.torchvision_sets import LOADERS
 from tl_lightning.errors import UserError, unknown_name
+from tl_lightning.paths import user_path
 
 SIZES = range(8, 4097)
 
@@ -178,7 +178,7 @@ class TransferDataModule(LightningDataModule):
         self.class_names = list(raw.class_names)
 
     def _load(self, download: bool) -> RawSet:
-        return self.card.load(Path(self.data_dir).expanduser() if self.data_dir else None, download)
+        return self.card.load(user_path(self.data_dir) if self.data_dir else None, download)
 
     def train_dataloader(self) -> BatchLoader:
         """Return the shuffling loader of the training set (in the set's order when the trainer overfits batches)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from tl_lightning.data.dense_set import DenseLoader, DenseSet, read_examples
 from tl_lightning.data.dense_sources import ExampleSource, Size
 from tl_lightning.data.partition import PARTS, Part
 from tl_lightning.errors import UserError, unknown_name
+from tl_lightning.paths import user_path
 
 _SIDES = range(32, 4097)
 
@@ -100,7 +100,7 @@ class DenseDataModule(LightningDataModule):
         self.class_names: list[str] = []
         self.request = DenseRequest(
             task=self.task,
-            root=Path(data_dir).expanduser() if data_dir else None,
+            root=user_path(data_dir) if data_dir else None,
             class_names=tuple(class_names) if class_names else None,
             void=tuple(void_ids),
             on_bad=on_bad_annotation,
@@ -134,7 +134,7 @@ class DenseDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download what is missing (Lightning calls this on one process of a machine)."""
-        if self.request.download and self.name in ("oxford_pet", "voc_segmentation"):
+        if self.request.download and self.card.downloaded:
             self.card.load(self.request)
 
     def setup(self, stage: str | None = None) -> None:
@@ -174,15 +174,19 @@ class DenseDataModule(LightningDataModule):
     def train_dataloader(self) -> DenseLoader:
         """Return the shuffling loader of the training set (in the set's order when the trainer overfits batches)."""
         overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
-        return DenseLoader(self.train_set, self.batch_size, shuffle=not overfit, seed=self.seed)  # type: ignore[arg-type]
+        return self._loader(self.train_set, self.batch_size, shuffle=not overfit)
 
     def val_dataloader(self) -> DenseLoader:
         """Return the loader of the validation set."""
-        return DenseLoader(self.val_set, self.eval_batch_size)  # type: ignore[arg-type]
+        return self._loader(self.val_set, self.eval_batch_size)
 
     def test_dataloader(self) -> DenseLoader:
         """Return the loader of the test set."""
-        return DenseLoader(self.test_set, self.eval_batch_size)  # type: ignore[arg-type]
+        return self._loader(self.test_set, self.eval_batch_size)
+
+    def _loader(self, dense_set: DenseSet, batch_size: int, shuffle: bool = False) -> DenseLoader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DenseLoader(dense_set, batch_size, shuffle=shuffle, seed=self.seed, pin_memory=on_gpu)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Scale the images of a batch to [0, 1] on the device that they are on; masks become class numbers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from tl_lightning.data.masks import VOID, MaskClasses
 from tl_lightning.errors import UserError, unknown_name
 
 Task = Literal["detection", "segmentation"]
+Pair = tuple[Path, Path]  # image and mask
 
 _VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -65,6 +67,7 @@ class DenseCard:
         licence: Terms of use.
         source: Paper and page, or the layout of the user's own files.
         load: Reads the set.
+        downloaded: Whether ``load`` fetches files that are not there.
     """
 
     name: str
@@ -73,6 +76,7 @@ class DenseCard:
     licence: str
     source: str
     load: Callable[[DenseRequest], RawDenseSet]
+    downloaded: bool = False
 
 
 def dense_card(name: str) -> DenseCard:
@@ -114,8 +118,8 @@ def _load_mask_folder(request: DenseRequest) -> RawDenseSet:
 def _load_oxford_pet(request: DenseRequest) -> RawDenseSet:
     from torchvision.datasets import OxfordIIITPet
 
-    def pairs(split: str, root: Path) -> list[tuple[Path, Path]]:
-        found = OxfordIIITPet(root, split, target_types="segmentation", download=request.download)
+    def pairs(split: str, root: Path, download: bool) -> list[Pair]:
+        found = OxfordIIITPet(root, split, target_types="segmentation", download=download)
         return [(Path(image), Path(mask)) for image, mask in zip(found._images, found._segs, strict=True)]
 
     classes = MaskClasses(("background", "pet"), (2, 1), (3, VOID))  # 3 is the border of the trimaps
@@ -125,24 +129,28 @@ def _load_oxford_pet(request: DenseRequest) -> RawDenseSet:
 def _load_voc_segmentation(request: DenseRequest) -> RawDenseSet:
     from torchvision.datasets import VOCSegmentation
 
-    def pairs(split: str, root: Path) -> list[tuple[Path, Path]]:
-        found = VOCSegmentation(str(root), "2012", split, download=request.download)
+    def pairs(split: str, root: Path, download: bool) -> list[Pair]:
+        found = VOCSegmentation(str(root), "2012", split, download=download)
         return [(Path(image), Path(mask)) for image, mask in zip(found.images, found.masks, strict=True)]
 
     classes = MaskClasses(_VOC_CLASSES, tuple(range(len(_VOC_CLASSES))))
     return _masks(_downloaded(request, "voc_segmentation", pairs, {"train": "train", "test": "val"}), classes)
 
 
-def _masks(pairs: Mapping[str, Sequence[tuple[Path, Path]]], classes: MaskClasses) -> RawDenseSet:
+def _masks(pairs: Mapping[str, Sequence[Pair]], classes: MaskClasses) -> RawDenseSet:
     return RawDenseSet({part: MaskFiles(found, classes) for part, found in pairs.items()}, classes.names)
 
 
 def _downloaded(
-    request: DenseRequest, name: str, pairs: Callable[[str, Path], list[tuple[Path, Path]]], parts: Mapping[str, str]
-) -> dict[str, list[tuple[Path, Path]]]:
+    request: DenseRequest, name: str, pairs: Callable[[str, Path, bool], list[Pair]], parts: Mapping[str, str]
+) -> dict[str, list[Pair]]:
     root = request.root or cache_root(None) / "datasets"
+    with suppress(
+        RuntimeError
+    ):  # torchvision's word for files that are not there; VOC would unpack them anew each time
+        return {part: pairs(split, root, False) for part, split in parts.items()}
     try:
-        return {part: pairs(split, root) for part, split in parts.items()}
+        return {part: pairs(split, root, request.download) for part, split in parts.items()}
     except (RuntimeError, OSError, ValueError) as error:
         tried = "could not be downloaded" if request.download else "downloading is off"
         reason = " ".join(str(error).split())[:160] or type(error).__name__
@@ -198,6 +206,7 @@ _CARDS = [
         licence="CC BY-SA 4.0",
         source="Parkhi et al. 2012, CVPR; https://www.robots.ox.ac.uk/~vgg/data/pets/",
         load=_load_oxford_pet,
+        downloaded=True,
     ),
     DenseCard(
         name="voc_segmentation",
@@ -206,6 +215,7 @@ _CARDS = [
         licence="Flickr terms of use",
         source="Everingham et al. 2015, IJCV 111; http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
         load=_load_voc_segmentation,
+        downloaded=True,
     ),
 ]
 

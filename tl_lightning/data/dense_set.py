@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -96,10 +96,32 @@ class DenseSet:
 
 
 class DenseLoader(BatchLoader):
-    """Serve a dense set in batches; order, resume and ranks are those of ``BatchLoader``."""
+    """Serve a dense set in batches; order, resume and ranks are those of ``BatchLoader``.
 
-    image_set: DenseSet  # type: ignore[assignment]
+    Args:
+        dense_set: The images.
+        batch_size: Images a batch (on each rank).
+        shuffle: Random order (training) or the set's order (evaluation).
+        seed: With the epoch, fixes the order.
+        pin_memory: Put images and masks in page-locked memory, so that copies to a GPU overlap.
+    """
+
+    image_set: Any  # a DenseSet in place of an ImageSet
+
+    def __init__(
+        self,
+        dense_set: DenseSet,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(cast(Any, dense_set), batch_size, shuffle=shuffle, seed=seed, pin_memory=pin_memory)
 
     def _gather(self, batches: list[Order]) -> Iterator[DenseBatch]:
         for positions in batches:
-            yield self.image_set.batch(torch.from_numpy(positions))
+            batch = self.image_set.batch(torch.from_numpy(positions))
+            if self.pin_memory:
+                batch |= {name: value.pin_memory() for name, value in batch.items() if isinstance(value, Tensor)}
+            yield batch

@@ -11,6 +11,7 @@ from tl_lightning.data.decoding import EXTENSIONS
 from tl_lightning.data.images import RawPart, RawSet
 from tl_lightning.data.sources import FileSource
 from tl_lightning.errors import UserError
+from tl_lightning.paths import user_path
 
 PART_NAMES = {
     "train": ("train", "training"),
@@ -30,7 +31,7 @@ def load_image_folder(root: str | Path) -> RawSet:
         UserError: The folder is missing or empty, has one class, a class has no images, or a part has a class that
             the training part lacks.
     """
-    root = Path(root).expanduser()
+    root = user_path(root)
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise UserError(f"image folder {root} {what}; expected {LAYOUT}")
