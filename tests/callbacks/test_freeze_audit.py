@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 from fits import CLASSES, Plain, TinyNet, fit, loader
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import BackboneFinetuning, Callback
 from torch import Tensor, nn
@@ -151,6 +151,7 @@ dtypes = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(dtype=dtypes, size=st.integers(1, 50), data=st.data())
 def test_any_flipped_bit_changes_the_checksum(dtype: torch.dtype, size: int, data: Any) -> None:
     tensor = torch.zeros(size, dtype=dtype)

@@ -42,7 +42,7 @@ CASES = {
 }
 
 
-def run(case: str, folder: Path | None = None, ckpt_path: Path | None = None) -> tuple[Plain, Recorder, Any]:
+def run(case: str, folder: Path | None = None, ckpt_path: Path | None = None, **options: Any) -> Any:
     configure, make = CASES[case]
     torch.manual_seed(0 if ckpt_path is None else 1)  # a resumed process begins with other weights
     module, recorder = Plain(TinyNet(), configure), Recorder()
@@ -54,9 +54,8 @@ def run(case: str, folder: Path | None = None, ckpt_path: Path | None = None) ->
             ModelCheckpoint(filename="epoch-{step}", save_on_train_epoch_end=True, **every),
             ModelCheckpoint(filename="validated-{step}", save_on_train_epoch_end=False, monitor="val/loss", **every),
         ]
-    checkpointing = {"enable_checkpointing": folder is not None}
-    data = ResumableLoader()
-    done = fit(module, callbacks, EPOCHS, train=data, val=ResumableLoader(), ckpt_path=ckpt_path, **checkpointing)
+    options = {"epochs": EPOCHS, "enable_checkpointing": folder is not None, **options}
+    done = fit(module, callbacks, train=ResumableLoader(), val=ResumableLoader(), ckpt_path=ckpt_path, **options)
     return module, recorder, done
 
 
@@ -90,6 +89,18 @@ def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
         for key, value in values.items():
             same = identical(value, other["state"][number][key]) if torch.is_tensor(value) else value is None
             assert same, f"optimizer state {key} of parameter {number}"
+
+
+def test_a_fit_that_is_limited_by_steps_resumes_as_well(tmp_path: Path) -> None:
+    case, limit = "adamw, one cycle, two thaws", {"epochs": -1, "max_steps": 3 * EPOCHS - 1}
+    module, recorder, _ = run(case, tmp_path, **limit)
+    for step in (2, 3, 4, 8, 9, 10):
+        for kind in ("step", "epoch", "validated"):
+            path = tmp_path / f"{kind}-step={step}.ckpt"
+            if path.exists():
+                resumed, replay, _ = run(case, ckpt_path=path, **limit)
+                assert all(row == recorder.rows[key] for key, row in replay.rows.items()), path.name
+                assert all(identical(t, tensors(module)[n]) for n, t in tensors(resumed).items()), path.name
 
 
 def test_a_validation_that_lightning_does_not_repeat_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from fits import CLASSES, Plain, Recorder, TinyNet, adamw, changed, fit, loader, tensors, trainer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import BackboneFinetuning, Callback
 from lightning.pytorch.demos.boring_classes import BoringModel
@@ -53,13 +53,14 @@ def test_schedules(schedule: Any, expected: list[Any]) -> None:
     assert trained(seen) == [list(stages) for stages in expected]
 
 
+PLATEAU_STAGES = Stages.from_modules(TinyNet(), ["conv1", "bn1", "layer1", "layer2", "fc"])
 values = st.dictionaries(st.integers(0, 12), st.floats(-5, 5), max_size=12)
 
 
+@settings(deadline=None)
 @given(history=values, patience=st.integers(1, 4), mode=st.sampled_from(["min", "max"]))
 def test_on_plateau_thaws_one_by_one_and_looks_only_back(history: dict[int, float], patience: int, mode: Any) -> None:
-    stages = Stages.from_modules(TinyNet(), ["conv1", "bn1", "layer1", "layer2", "fc"])
-    schedule = OnPlateau("m", mode, patience)
+    stages, schedule = PLATEAU_STAGES, OnPlateau("m", mode, patience)
     depths = [schedule.depth_at(stages, epoch, history) for epoch in range(14)]
     assert depths[0] == 4
     assert all(0 <= before - after <= 1 for before, after in itertools.pairwise(depths))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -117,6 +117,7 @@ def test_copies_of_an_optimizer_are_plain() -> None:
     assert copy.deepcopy(optimizer).param_groups[0]["lr"] == 0.1
 
 
+@settings(deadline=None)
 @given(lr=st.floats(1e-9, 10), scale=st.floats(0, 2), warmup=st.floats(0, 1), floor=st.floats(0, 1))
 def test_the_effective_rate_is_the_product(lr: float, scale: float, warmup: float, floor: float) -> None:
     _, _, optimizer = pair()

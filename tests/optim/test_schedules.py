@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD, lr_scheduler
@@ -18,6 +18,7 @@ NAMES = ["constant", "step", "cosine", "one_cycle"]
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None)
 @given(total=st.integers(1, 300), warmup=st.integers(0, 50))
 def test_factors_lie_between_0_and_1_and_peak_once_warm(name: str, total: int, warmup: int) -> None:
     warmup = min(warmup, total - 1)

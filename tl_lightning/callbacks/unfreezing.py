@@ -18,8 +18,10 @@ from tl_lightning.callbacks.discriminative_lr import DiscriminativeLR
 from tl_lightning.callbacks.freezing_schedule import Depth, FreezingSchedule, as_schedule, check_schedule
 from tl_lightning.callbacks.frozen import BnPolicy, FrozenStages
 from tl_lightning.callbacks.plan import Plan, PlannedRates, make_plan
+from tl_lightning.callbacks.progress import Progress, check_same
 from tl_lightning.callbacks.stage_callback import StageCallback, find_stages, staged_module
 from tl_lightning.callbacks.swa_guard import SwaGuard
+from tl_lightning.callbacks.unfreezing_checks import check_optimizer, check_policy, look_for_unused_parameters
 from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.optim.lr_scale import FLOOR, WARMUP
 
@@ -80,14 +82,8 @@ class ProgressiveUnfreezing(StageCallback):
         self._frozen: FrozenStages | None = None
         self._swa = SwaGuard()
         self._fitting = False
+        self._progress = Progress()
         self._resumed: dict[str, Any] = {}
-        self._forget()
-
-    def _forget(self) -> None:
-        self._epoch = 0
-        self._history: dict[int, float] = {}
-        self._thaw_steps: dict[int, int] = {}  # stage -> optimizer steps taken when it thawed
-        self._recalibrated = False
 
     @property
     def frozen(self) -> FrozenStages:
@@ -136,7 +132,7 @@ class ProgressiveUnfreezing(StageCallback):
         if not self._fitting:
             return
         if trainer.global_step == 0:
-            self._forget()
+            self._progress = Progress()
         self._frozen, self._resumed = None, {}
         super().setup(trainer, pl_module, stage)
         if isinstance(trainer.strategy, DDPStrategy):
@@ -150,22 +146,14 @@ class ProgressiveUnfreezing(StageCallback):
         check_schedule(self.schedule, self.stages, epochs, self.allow_never_trained)
         self._frozen = FrozenStages(staged_module(pl_module, self.attribute), self.stages, self.bn)
         check_policy(self._frozen, self.schedule.depth_at(self.stages, 0, {}))
-        if self._resumed:
-            self._compare(self._resumed)
+        check_same(self._resumed, self._made_with())
 
     def _prepare_ddp(self, strategy: DDPStrategy) -> None:
-        """DDP sees what is trainable when it wraps: all that will ever train, or, if nothing thaws, what trains."""
+        """Let DDP wrap what will ever train: all parameters, or, where nothing thaws, what trains already."""
         if self._frozen is not None and self.schedule.is_static(self.stages):
-            self._apply(self._epoch, step=0)
-            return
-        options = strategy._ddp_kwargs
-        if options.get("static_graph"):
-            raise UserError("stages thaw during the fit, which DDP's static_graph forbids: leave static_graph out")
-        if not options.setdefault("find_unused_parameters", True):
-            raise UserError(
-                "stages thaw during the fit, so DDP must look for unused parameters: pass strategy='ddp' (it is then "
-                "set for you) or 'ddp_find_unused_parameters_true'"
-            )
+            self._apply(self._progress.epoch, step=0)
+        else:
+            look_for_unused_parameters(strategy)
 
     def before_optimizer(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show every parameter as trainable: configure_optimizers often asks, and all groups must exist."""
@@ -173,21 +161,9 @@ class ProgressiveUnfreezing(StageCallback):
 
     def after_optimizer(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         """Freeze, before any other callback can train (the learning-rate finder does, in on_fit_start)."""
-        self._check_covered(pl_module, optimizer)
-        self._apply(self._epoch, trainer.global_step)
-
-    def _check_covered(self, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        parameters = dict(self.frozen.module.named_parameters())
-        for name in self.frozen.trainable_at(self.schedule.deepest_thaw(self.stages)):
-            if id(parameters[name]) not in held:
-                raise UserError(
-                    f"{name!r} is to be trained but configure_optimizers does not give it to the optimizer: give it "
-                    f"all parameters of {self.attribute or 'the module'!r}, frozen ones too"
-                )
-        outside = held - {id(p) for p in parameters.values()}
-        if not outside and not self.frozen.trainable_at(self.schedule.depth_at(self.stages, 0, {})):
-            raise UserError("the schedule freezes the whole model at epoch 0: nothing would train; thaw the head")
+        first, last = self.schedule.depth_at(self.stages, 0, {}), self.schedule.deepest_thaw(self.stages)
+        check_optimizer(self.frozen, optimizer, first, last, self.attribute)
+        self._apply(self._progress.epoch, trainer.global_step)
 
     # ---- progress
 
@@ -196,9 +172,9 @@ class ProgressiveUnfreezing(StageCallback):
         super().on_train_start(trainer, pl_module)
         self._warn_of_lost_validation(trainer)
         self._apply(trainer.current_epoch, trainer.global_step)
-        if self.bn == "recalibrate" and not self._recalibrated:
+        if self.bn == "recalibrate" and not self._progress.recalibrated:
             recalibrate(trainer, pl_module, self.frozen)
-            self._recalibrated = True
+            self._progress.recalibrated = True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Thaw what the schedule thaws in this epoch."""
@@ -208,7 +184,7 @@ class ProgressiveUnfreezing(StageCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set warm-up and floor of thawed stages; freeze, if this is the first hook that knows the epoch."""
-        if trainer.current_epoch != self._epoch:
+        if trainer.current_epoch != self._progress.epoch:
             self._apply(trainer.current_epoch, trainer.global_step)
         if batch_idx == 0:
             self._swa.restore(trainer, self.frozen)
@@ -233,36 +209,36 @@ class ProgressiveUnfreezing(StageCallback):
         if monitor not in trainer.callback_metrics:
             raise unknown_name("monitored metric", monitor, trainer.callback_metrics)
         # one value for all ranks: they must thaw together, also when the module does not reduce its metric
-        self._history[trainer.current_epoch] = trainer.strategy.broadcast(float(trainer.callback_metrics[monitor]))
+        value = trainer.strategy.broadcast(float(trainer.callback_metrics[monitor]))
+        self._progress.history[trainer.current_epoch] = value
 
     def _warn_of_lost_validation(self, trainer: pl.Trainer) -> None:
         """Say so when the schedule must go on without a value: Lightning does not repeat that validation."""
         lost = trainer.current_epoch - 1
-        observed = not trainer.enable_validation or trainer.check_val_every_n_epoch != 1 or lost in self._history
-        if self.schedule.monitor is not None and lost >= 0 and not observed:
+        expected = trainer.enable_validation and trainer.check_val_every_n_epoch == 1
+        if self.schedule.monitor is not None and lost >= 0 and expected and lost not in self._progress.history:
             rank_zero_warn(
                 f"the checkpoint was saved after the last batch of epoch {lost} but before its validation, which is "
                 f"not repeated: the schedule goes on without {self.schedule.monitor!r} of that epoch"
             )
 
     def _apply(self, epoch: int, step: int) -> None:
-        depth, before = self.schedule.depth_at(self.stages, epoch, self._history), self.frozen.depth
-        self._epoch = epoch
-        if depth == before:
-            return
-        for stage in range(depth, before or 0):
-            self._thaw_steps.setdefault(stage, step)
-        self.frozen.apply(depth)
-        torch.compiler.reset()  # a compiled module would keep the graph of what was frozen
+        depth, before = self.schedule.depth_at(self.stages, epoch, self._progress.history), self.frozen.depth
+        self._progress.epoch = epoch
+        if depth != before:
+            self._progress.thaw(depth, before, step)
+            self.frozen.apply(depth)
+            torch.compiler.reset()  # a compiled module would keep the graph of what was frozen
 
     def _set_rates(self, trainer: pl.Trainer) -> None:
-        if not self._thaw_steps or not (self.warmup_steps or self.lr_floor):
+        thawed = self._progress.thaw_steps
+        if not thawed or not (self.warmup_steps or self.lr_floor):
             return
         for stage, group in self.staged_groups(trainer.strategy.optimizers[0]):
-            if stage in self._thaw_steps:
-                taken = trainer.global_step - self._thaw_steps[stage]
-                group[WARMUP] = min(1.0, (taken + 1) / (self.warmup_steps + 1))
-                group[FLOOR] = self.lr_floor * max(group.get("max_lr", 0.0), group.get("initial_lr", group["lr"]))
+            if stage in thawed:
+                peak = max(group.get("max_lr", 0.0), group.get("initial_lr", group["lr"]))
+                group[WARMUP] = self._progress.warm_up(stage, trainer.global_step, self.warmup_steps)
+                group[FLOOR] = self.lr_floor * peak
 
     # ---- end and resume
 
@@ -273,13 +249,8 @@ class ProgressiveUnfreezing(StageCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress, and what the schedule is, to be compared at resume."""
-        return {
-            "epoch": self._epoch,
-            "history": dict(self._history),
-            "thaw_steps": dict(self._thaw_steps),
-            "recalibrated": self._recalibrated,
-            "made_with": self._made_with() if self._stages is not None else {},
-        }
+        made_with = self._made_with() if self._stages is not None else {}
+        return {**self._progress.state_dict(), "made_with": made_with}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was made.
@@ -287,14 +258,10 @@ class ProgressiveUnfreezing(StageCallback):
         Raises:
             UserError: The checkpoint was made with another schedule.
         """
-        if not self._fitting:
-            return
-        self._epoch = state_dict["epoch"]
-        self._history, self._thaw_steps = dict(state_dict["history"]), dict(state_dict["thaw_steps"])
-        self._recalibrated = state_dict["recalibrated"]
-        self._resumed = state_dict["made_with"]
-        if self._stages is not None:
-            self._compare(self._resumed)
+        if self._fitting:
+            self._progress, self._resumed = Progress.from_state_dict(state_dict), state_dict["made_with"]
+            if self._stages is not None:
+                check_same(self._resumed, self._made_with())
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -314,21 +281,3 @@ class ProgressiveUnfreezing(StageCallback):
             "lr_floor": self.lr_floor,
             "stages": list(self.stages.names),
         }
-
-    def _compare(self, saved: dict[str, Any]) -> None:
-        for key, now in self._made_with().items():
-            if saved.get(key, now) != now:
-                raise UserError(
-                    f"the checkpoint was made with another {key}: {saved[key]} there, {now} here; resume with the "
-                    "same, or load its weights and start a new fit"
-                )
-
-
-def check_policy(frozen: FrozenStages, depth: int) -> None:
-    """Refuse a BatchNorm policy where no frozen stage has BatchNorm: it would read as done and change nothing.
-
-    Raises:
-        UserError: See above.
-    """
-    if frozen.bn != "eval" and depth and not any(True for _ in frozen.batch_norms(depth)):
-        raise UserError(f"bn={frozen.bn!r} has nothing to act on: the frozen stages hold no BatchNorm; use bn='eval'")
