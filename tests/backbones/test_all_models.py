@@ -35,16 +35,17 @@ def test_partition_head_and_smallest_size(name: str) -> None:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps the value of every node."""
+    """Runs a graph and keeps the values of the wanted nodes."""
 
-    def __init__(self, model: torch.nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, model: torch.nn.Module, graph: fx.Graph, wanted: set[fx.Node]) -> None:
         super().__init__(model, graph=graph)
+        self.wanted = wanted
         self.values: dict[fx.Node, torch.Tensor] = {}
 
-    def run_node(self, node: fx.Node) -> Any:
-        value = super().run_node(node)
-        if isinstance(value, torch.Tensor):
-            self.values[node] = value.clone()  # what follows may work in place
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.wanted:
+            self.values[n] = value.clone()  # what follows may work in place
         return value
 
 
@@ -55,7 +56,7 @@ def test_the_halves_are_the_model_at_every_boundary(name: str) -> None:
     model, x = create_backbone(name, num_classes=3).eval(), images(name)
     expected = model(x)
     traced = trace(model)
-    whole = _Recorder(model, traced.graph)
+    whole = _Recorder(model, traced.graph, {traced.nodes[position] for position in traced.boundary_positions()})
     assert torch.equal(whole.run(x), expected)
     for position in traced.boundary_positions():
         halves = traced.halves(traced.names[position])

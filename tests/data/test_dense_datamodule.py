@@ -198,3 +198,36 @@ def test_a_large_set_is_composed_only_as_far_as_it_is_asked_for():
     data = ready(**FEW)
     assert len(list(islice(data.test_dataloader(), 100))) == 1
     assert len(data.test_set) == 4
+
+
+def test_oxford_pet_has_void_at_the_border_of_the_animals(tmp_path):
+    base = tmp_path / "oxford-iiit-pet"
+    names = [f"cat_{k}" for k in range(6)]
+    write_masks(base, count=6, values=(1, 2, 3))
+    (base / "annotations" / "trimaps").mkdir(parents=True)
+    for k, name in enumerate(names):
+        (base / "images" / f"{k:02d}.jpg").rename(base / "images" / f"{name}.jpg")
+        (base / "masks" / f"{k:02d}.png").rename(base / "annotations" / "trimaps" / f"{name}.png")
+    for split, members in (("trainval", names[:4]), ("test", names[4:])):
+        (base / "annotations" / f"{split}.txt").write_text("".join(f"{name} 1 1 1\n" for name in members))
+    data = ready("oxford_pet", str(tmp_path), image_size=SIZE, download=False)
+    assert data.class_names == ["background", "pet"]
+    assert len(data.test_set) == 2
+    assert set(np.unique(data.test_set.examples[0].mask)) == {0, 1, 255}
+    assert data.label_counts("test").tolist() == [SIZE[0] * SIZE[1] * 2 // 3] * 2
+
+
+def test_voc_segmentation_is_tested_on_its_validation_part(tmp_path):
+    base = tmp_path / "VOCdevkit" / "VOC2012"
+    write_masks(base, count=6, values=(0, 7, 20, 255))
+    (base / "images").rename(base / "JPEGImages")
+    (base / "masks").rename(base / "SegmentationClass")
+    (base / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for split, members in (("train", range(4)), ("val", range(4, 6))):
+        lines = "".join(f"{k:02d}\n" for k in members)
+        (base / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(lines)
+    data = ready("voc_segmentation", str(tmp_path), image_size=SIZE)
+    assert data.num_classes == 21
+    assert data.class_names[7] == "car"
+    assert [len(s) for s in (data.train_set, data.val_set, data.test_set)] == [3, 1, 2]
+    assert set(np.unique(data.test_set.examples[0].mask)) == {0, 7, 20, 255}

@@ -20,7 +20,7 @@ def linear_probe(work: Workload) -> Result:
     networks: dict[str, Network] = {}
     runs: dict[str, Prepare] = {FORWARD: lambda: forward_of(work.network(), work.train[0], work)}
     for name, cls in contenders((*PEERS, "bare", "ours-study")).items():
-        runs[name] = fit_of(cls, lambda: work.job(work.network(), frozen=True), networks)
+        runs[name] = fit_of(cls, probe_job, work, networks)
     _measure(result, runs, work)
     found = {name: accuracy(network, work.test) for name, network in networks.items()}
     result.rows += [Row("S1", name, "% test accuracy", [value]) for name, value in found.items()]
@@ -41,7 +41,7 @@ def half_frozen(work: Workload) -> Result:
         SUFFIX: lambda: _forward_suffix(work),
     }
     for name, cls in contenders((*PEERS, "bare", "ours-study")).items():
-        runs[name] = fit_of(cls, lambda: work.job(work.network(work.half), frozen=True))
+        runs[name] = fit_of(cls, _half, work)
     _measure(result, runs, work)
     prefix, suffix = result.median(PREFIX), result.median(SUFFIX)
     assert prefix is not None
@@ -61,7 +61,7 @@ def half_frozen_augmented(work: Workload) -> Result:
     result = Result("S2a", f"the same with random flips and shifts, {_size(work)}")
     runs: dict[str, Prepare] = {}
     for name, cls in contenders((*PEERS, "bare", "ours-study")).items():
-        runs[name] = fit_of(cls, lambda: work.job(work.network(work.half), frozen=True).but(augment=FlipAndShift()))
+        runs[name] = fit_of(cls, _half_augmented, work)
     _measure(result, runs, work)
     faster = ratio(result.best(_names(PEERS)), result.median(OURS))
     result.targets = [Target("S2a", "times faster than the fastest peer", faster, 1.3, "at least")]
@@ -73,16 +73,35 @@ def _measure(result: Result, runs: dict[str, Prepare], work: Workload) -> None:
     result.rows += [Row(result.scenario, name, "s", values) for name, values in seconds.items()]
 
 
-def fit_of(cls: type[Peer], job: Callable[[], Job], networks: dict[str, Network] | None = None) -> Prepare:
-    """Return what makes a fit; the trained network of the last one is kept in ``networks``."""
+def fit_of(
+    cls: type[Peer], make: Callable[[Workload], Job], work: Workload, networks: dict[str, Network] | None = None
+) -> Prepare:
+    """Return what makes a fit; the trained network of the last one is kept in ``networks``.
+
+    A fit of a few images comes before all, so that none is timed with what its libraries load at first use.
+    """
+    cls().fit(make(work.tiny))
 
     def prepare() -> Run:
-        made = job()
+        job = make(work)
         if networks is not None:
-            networks[cls.name] = made.network
-        return lambda: cls().fit(made)
+            networks[cls.name] = job.network
+        return lambda: cls().fit(job)
 
     return prepare
+
+
+def probe_job(work: Workload) -> Job:
+    """Return the job of a linear probe."""
+    return work.job(work.network(), frozen=True)
+
+
+def _half(work: Workload) -> Job:
+    return work.job(work.network(work.half), frozen=True)
+
+
+def _half_augmented(work: Workload) -> Job:
+    return _half(work).but(augment=FlipAndShift())
 
 
 def forward_of(network: Network | Callable, images: Tensor, work: Workload) -> Run:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from peers.job import Peer
+from peers.job import Job, Peer
 
-from scenarios.frozen import fit_of
+from scenarios.frozen import fit_of, probe_job
 from scenarios.measure import Result, Row, Target, interleave
+from scenarios.sweep import sweep_of
 from scenarios.workload import BARE, OURS, Workload, contenders
 
 FACTORS = (1, 2, 4, 8)
+DEPTHS = (1, 2, 4, 8, 16)
 
 
 def growth(work: Workload) -> Result:
-    """S7: 1 to 8 times the images and the epochs, with the exponents of a power law fitted to the medians."""
+    """S7: 1 to 8 times the images and the epochs, 1 to 16 depths; a power law fitted to the medians."""
     result = Result("S7", f"growth of a linear probe, from {work.sizes.images // 8} images and 2 epochs")
     for name, cls in contenders(("bare", "ours-study")).items():
         _by_images(result, work, name, cls)
         _by_epochs(result, work, name, cls)
+    depths = {str(k): sweep_of(Workload(replace(work.sizes, images=work.sizes.images // 4)), k) for k in DEPTHS}
+    _add(result, f"{OURS}, depths of a sweep", interleave(depths, work.sizes.repeats))
+    slope = exponent([row for row in result.rows if row.contender.endswith("depths of a sweep")])
+    result.notes.append(f"{OURS}: time of a sweep grows as its depths to the power {slope:.2f}")
+    result.targets.append(Target("S7", "exponent of depths", slope, 1.0, "at most"))
     for name in (OURS, BARE):
         for what in ("images", "epochs"):
             slope = exponent([row for row in result.rows if row.contender == f"{name}, {what}"])
@@ -35,28 +43,20 @@ def growth(work: Workload) -> Result:
 def _by_images(result: Result, work: Workload, name: str, cls: type[Peer]) -> None:
     runs = {}
     for factor in FACTORS:
-        images = work.sizes.images * factor // 8
-        data = work.data_module(images)
-        train = work.tensors("train", data)
-
-        def job(data=data, train=train):  # type: ignore[no-untyped-def]
-            return work.job(work.network(), frozen=True, epochs=2).but(data=data, train=train)
-
-        runs[str(len(train[0]))] = fit_of(cls, job)
+        part = Workload(replace(work.sizes, images=work.sizes.images * factor // 8, epochs=2))
+        runs[str(len(part.train[0]))] = fit_of(cls, probe_job, part)
     _add(result, f"{name}, images", interleave(runs, work.sizes.repeats))
 
 
 def _by_epochs(result: Result, work: Workload, name: str, cls: type[Peer]) -> None:
-    data = work.data_module(work.sizes.images // 8)
-    train = work.tensors("train", data)
+    part = Workload(replace(work.sizes, images=work.sizes.images // 8))
     runs = {}
-    for factor in FACTORS:
-        epochs = 2 * factor
+    for epochs in (2 * factor for factor in FACTORS):
 
-        def job(epochs=epochs):  # type: ignore[no-untyped-def]
-            return work.job(work.network(), frozen=True, epochs=epochs).but(data=data, train=train)
+        def make(work: Workload, epochs: int = epochs) -> Job:
+            return work.job(work.network(), frozen=True, epochs=epochs)
 
-        runs[str(epochs)] = fit_of(cls, job)
+        runs[str(epochs)] = fit_of(cls, make, part)
     _add(result, f"{name}, epochs", interleave(runs, work.sizes.repeats))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from peers.job import Job
+
 from scenarios.frozen import fit_of
 from scenarios.measure import Prepare, Result, Row, Target, interleave, ratio
 from scenarios.workload import BARE, OURS, Workload, contenders
@@ -14,10 +16,7 @@ def full_fine_tuning(work: Workload) -> Result:
     result = Result(
         "S4", f"full fine-tuning, {len(work.train[0]):,} images, {work.sizes.image_size} px", reference=BARE
     )
-    runs: dict[str, Prepare] = {
-        name: fit_of(cls, lambda: work.job(work.network(), frozen=False, epochs=2))
-        for name, cls in contenders(KEYS).items()
-    }
+    runs: dict[str, Prepare] = {name: fit_of(cls, _everything, work) for name, cls in contenders(KEYS).items()}
     seconds = interleave(runs, work.sizes.repeats)
     images = 2 * len(work.train[0])
     result.rows = [Row("S4", name, "images/s", [images / s for s in values]) for name, values in seconds.items()]
@@ -32,3 +31,7 @@ def full_fine_tuning(work: Workload) -> Result:
         ),
     ]
     return result
+
+
+def _everything(work: Workload) -> Job:
+    return work.job(work.network(), frozen=False, epochs=2)

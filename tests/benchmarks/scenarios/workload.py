@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -74,6 +74,11 @@ class Workload:
             return dataset_card("elpv").classes or 0
         train = Path(self.sizes.data_dir) / "train"
         return sum(path.is_dir() for path in (train if train.is_dir() else train.parent).iterdir())
+
+    @cached_property
+    def tiny(self) -> Workload:
+        """The same work with a few images, to warm up."""
+        return Workload(replace(self.sizes, images=4 * self.classes, test_images=2 * self.classes, epochs=1))
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:
