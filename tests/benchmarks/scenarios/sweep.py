@@ -87,4 +87,4 @@ def _difference() -> float:
             optimizer.zero_grad()
             F.cross_entropy(head(features[rows]), labels[rows]).backward()
             optimizer.step()
-    return float((head.weight - weights[1, 2]).abs().max())
+    return float((head.weight.detach() - weights[1, 2]).abs().max())
