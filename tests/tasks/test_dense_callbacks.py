@@ -28,12 +28,12 @@ def data_of(task):
 def module_of(task):
     torch.manual_seed(0)
     if task == "detection":
-        return DetectionModule("mobilenet_v3_small", 10, detector="ssdlite")
+        return DetectionModule("mobilenet_v3_small", 10, pyramid_channels=32)
     return SegmentationModule("mobilenet_v3_small", 11)
 
 
-def fit(task, *callbacks, epochs=2, module=None, **options):
-    module = module or module_of(task)
+def fit(task, *callbacks, epochs=2, resume=None, **options):
+    module = module_of(task)
     runner = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -46,7 +46,7 @@ def fit(task, *callbacks, epochs=2, module=None, **options):
         **options,
     )
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    runner.fit(module, data_of(task))
+    runner.fit(module, data_of(task), ckpt_path=resume, weights_only=None if resume is None else False)
     return module, before, runner
 
 
@@ -103,6 +103,19 @@ def test_the_monitor_measures_less_work_for_a_frozen_backbone(task):
 def test_a_seed_fixes_the_whole_fit(task):
     runs = [fit(task, StepSeed(0), DenseAugmentation(crop_padding=4, color=0.2), epochs=1)[0] for _ in range(2)]
     for (name, one), other in zip(runs[0].state_dict().items(), runs[1].state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_resumed_in_mid_epoch_agrees_with_one_that_was_never_stopped(task, tmp_path):
+    def callbacks():
+        checkpoint = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+        return [StepSeed(0), ProgressiveUnfreezing({0: "all", 1: "none"}), DenseAugmentation(), checkpoint]
+
+    whole, _, _ = fit(task, *callbacks(), limit_val_batches=0)
+    middle = tmp_path / "step=3.ckpt"  # two steps an epoch
+    resumed, _, _ = fit(task, *callbacks(), limit_val_batches=0, resume=middle)
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 
 

@@ -162,6 +162,14 @@ class TaskModule(pl.LightningModule):
             group["stage"] = len(self.stages)
         return groups
 
+    def on_train_start(self) -> None:
+        """Let a run that was stopped in mid-epoch go on with the batches that were left.
+
+        Lightning gives a loader its state when it sets the data up, and ``configure_optimizers`` makes that happen
+        before the checkpoint is read, since it asks for the number of steps.
+        """
+        self.trainer.fit_loop._load_combined_loader_states()
+
     def on_train_epoch_end(self) -> None:
         """End a run that has diverged; one look an epoch, so that no step waits for the device."""
         loss = self.trainer.callback_metrics.get("train/loss")
