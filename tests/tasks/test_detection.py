@@ -12,7 +12,7 @@ from tl_lightning.backbones import create_backbone
 from tl_lightning.data.dense import DenseDataModule
 from tl_lightning.errors import UserError
 from tl_lightning.tasks.detection import DetectionModule
-from tl_lightning.tasks.detectors import DETECTORS
+from tl_lightning.tasks.detectors import DETECTORS, SameSizeImages
 
 BACKBONE = "mobilenet_v3_small"
 
@@ -138,6 +138,38 @@ def test_boxes_are_in_pixels_of_the_image_given(detector, size):
         assert (boxes >= 0).all()
         assert (boxes[:, 2] <= size[1]).all()
         assert (boxes[:, 3] <= size[0]).all()
+
+
+def test_images_are_padded_not_stretched():
+    images, targets = torch.rand(2, 3, 90, 122), [{"boxes": torch.rand(1, 4)}] * 2
+    listed, same = SameSizeImages(32)(images, targets)
+    assert listed.tensors.shape == (2, 3, 96, 128)
+    assert torch.equal(listed.tensors[:, :, :90, :122], images)
+    assert listed.image_sizes == [(90, 122)] * 2
+    assert same is targets
+
+
+@pytest.mark.parametrize("detector", ["faster_rcnn", "retinanet"])
+def test_anchors_lie_in_steps_of_their_stride(detector):
+    """Padding makes the steps whole pixels: an anchor of the last map lies where the map's pixel does."""
+    module = build(detector, anchor_scale=2.0).eval()
+    model = module.detector
+    generator = model.rpn.anchor_generator if detector == "faster_rcnn" else model.anchor_generator
+    listed, _ = model.transform(torch.rand(1, 3, 90, 122))
+    with torch.no_grad():
+        maps = list(model.backbone(listed.tensors).values())
+    anchors = generator(listed, maps)[0]
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    count = 0
+    for found, stride in zip(maps, [4, 8, 16, 32] if detector == "faster_rcnn" else [8, 16, 32], strict=False):
+        size = found.shape[2] * found.shape[3] * generator.num_anchors_per_location()[0]
+        here = centres[count : count + size]
+        assert torch.equal(here.remainder(stride), torch.zeros_like(here))
+        assert here.amax(0).tolist() == [(found.shape[3] - 1) * stride, (found.shape[2] - 1) * stride]
+        assert (anchors[count : count + size, 2:] - anchors[count : count + size, :2]).prod(
+            1
+        ).sqrt().median() < 4 * stride
+        count += size
 
 
 def test_an_image_is_normalised_once_and_not_resized(scenes):
