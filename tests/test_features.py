@@ -331,7 +331,7 @@ class TestProcesses:
         assert (tmp_path / "log").read_text() == "x"
 
     def test_a_killed_writer_does_no_harm(self, tmp_path):
-        process = start(tmp_path / "cache", tmp_path / "log", 5)
+        process = start(tmp_path / "cache", tmp_path / "log", 0.5)
         while not files(tmp_path / "cache", ".tmp") and process.is_alive():
             time.sleep(0.02)
         process.kill()
@@ -490,7 +490,7 @@ class TestTraining:
             ("resnet18", "layer4", 32),
             ("efficientnet_lite0", "features.7", 64),  # at 32 px its BatchNorm would see 1 x 1 maps: all rounding
             ("mobilenet_v3_small", "features.9", 32),
-            ("convnext_tiny", "features.7", 32),
+            pytest.param("convnext_tiny", "features.7", 32, marks=pytest.mark.slow),
             ("efficientnet_lite0", "head", 32),
         ],
     )
