@@ -47,7 +47,7 @@ def batches(callback, task="detection", epochs=1, data=None):
 
 
 def test_boxes_and_labels_follow():
-    plain, changed = batches(None), batches(DenseAugmentation(flip=True, crop_padding=6, color=0.3))
+    plain, changed = batches(None), batches(DenseAugmentation(flip=True, resized_crop=(0.2, 0.5), color=0.3))
     same = moved = 0
     for before, after in zip(plain, changed, strict=True):
         assert torch.equal(before["index"], after["index"])
@@ -61,6 +61,8 @@ def test_boxes_and_labels_follow():
             same += one.shape == other.shape and torch.equal(one, other)
             moved += 1
     assert same < moved / 2
+    counts = [sum(len(labels) for batch in run for labels in batch["labels"]) for run in (plain, changed)]
+    assert 0 < counts[1] < counts[0]  # some lie outside of the crops
 
 
 def test_masks_show_what_the_images_show():

@@ -66,10 +66,11 @@ def test_boxes_and_masks_are_resized_with_their_images(tmp_path):
     for example, number in zip(data.train_set.examples, data.train_set.indices.tolist(), strict=True):
         assert example.image.shape == (3, 80, 90)
         assert example.boxes[0].tolist() == [number * 1.5, 10, (number + 20) * 1.5, 50]
-    masks = ready("mask_folder", str(write_masks(tmp_path / "masks")), image_size=(80, 120))
+    root = write_masks(tmp_path / "masks", values=(0, 1, 9))
+    masks = ready("mask_folder", str(root), image_size=(72, 100), void_ids=(9,))
     for example in masks.train_set.examples:
-        assert example.mask.shape == (80, 120)
-        assert set(np.unique(example.mask)) == {0, 1, 2}
+        assert example.mask.shape == (72, 100)
+        assert set(np.unique(example.mask)) == {0, 1, 255}
 
 
 def test_the_order_is_a_pure_function_of_seed_and_epoch():
