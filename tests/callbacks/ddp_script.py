@@ -17,7 +17,7 @@ from tl_lightning.callbacks.checksums import checksums
 SCHEDULES: dict[str, Any] = {
     "two thaws": {0: "head", 1: "layer2", 3: "none"},
     "static": "layer2",
-    "on plateau": OnPlateau("val/loss", patience=1, min_delta=10.0),
+    "on plateau": OnPlateau("val/rank", patience=1),
     "recalibrate": {0: "head", 2: "none"},
 }
 
@@ -37,6 +37,13 @@ class Sums(Callback):
             "find_unused": trainer.strategy.model.find_unused_parameters,
         }
         (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(self.epochs))
+
+
+class Disagrees(Plain):
+    """Logs a metric that is not reduced: rank 0 never sees it improve, rank 1 always does."""
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/rank", float(self.current_epoch * (1 - 2 * self.global_rank)))
 
 
 class Desynchronised(Plain):
@@ -67,7 +74,7 @@ def main() -> None:
         ModelCheckpoint(options.folder, filename="{step}", every_n_train_steps=1, save_top_k=-1),
     ]
     torch.manual_seed(0)
-    module = (Desynchronised if options.diverge else Plain)(TinyNet())
+    kind = {"on plateau": Disagrees}.get(options.schedule, Desynchronised if options.diverge else Plain)
     made = trainer(
         5,
         callbacks,
@@ -75,7 +82,7 @@ def main() -> None:
         strategy=options.strategy,
         enable_checkpointing=True,
     )
-    made.fit(module, loader(24, 6), loader(12, 6), ckpt_path=options.ckpt, weights_only=False)
+    made.fit(kind(TinyNet()), loader(24, 6), loader(12, 6), ckpt_path=options.ckpt, weights_only=False)
 
 
 if __name__ == "__main__":

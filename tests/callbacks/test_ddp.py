@@ -56,7 +56,7 @@ def test_trap_07_ranks_agree_at_every_epoch_and_after_a_resume(tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["static", "on plateau", "recalibrate"])
 def test_trap_07_ranks_agree_under_every_schedule(schedule: str, tmp_path: Path) -> None:
-    # "on plateau" was seen to hang or to differ without the broadcast of the monitored value: it is not reduced.
+    # "on plateau" was seen to fail without the broadcast of the monitored value: rank 0 thawed, rank 1 did not.
     done = run(tmp_path, schedule)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = assert_equal_ranks(tmp_path)
