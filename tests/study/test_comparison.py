@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from tl_lightning import study
 from tl_lightning.errors import UserError
 from tl_lightning.study.comparison import by_seed, compare, compare_all
 
@@ -50,3 +51,36 @@ def test_two_records_of_one_seed_are_refused():
 
 def test_all_arms_are_compared_with_the_reference():
     assert set(compare_all(results(), "a", "test_accuracy")) == {"b"}
+
+
+def growing(effect_at):
+    """Two arms at 10 and 100 images; the gain at each level by seed."""
+    rows = [
+        {"arm": f"{method} {size}", "seed": seed, "status": "ok", "acc": base + (gain[seed] if method == "new" else 0)}
+        for size, gain in effect_at.items()
+        for method in ("new", "old")
+        for seed, base in enumerate((0.5, 0.6, 0.55))
+    ]
+    return pd.DataFrame(rows), {size: (f"new {size}", f"old {size}") for size in effect_at}
+
+
+def test_the_trend_of_a_gain_is_its_change_for_a_tenfold_level():
+    results, pairs = growing({10: (0.30, 0.32, 0.28), 100: (0.20, 0.21, 0.19)})
+    trend = study.gain_trend(results, pairs, "acc")
+    assert trend.mean == pytest.approx(-0.10)
+    assert trend.n == 3
+    assert trend.low < -0.10 < trend.high < 0
+
+
+def test_the_contrast_of_two_gains_is_paired_by_seed():
+    results, pairs = growing({10: (0.30, 0.32, 0.28), 100: (0.20, 0.22, 0.18)})
+    contrast = study.contrast(results, pairs[10], pairs[100], "acc")
+    assert contrast.difference.mean == pytest.approx(0.10)
+    assert contrast.difference.high - contrast.difference.low < 1e-9  # the seeds' spread cancels
+    assert contrast.verdict == "higher"
+
+
+def test_a_gain_needs_shared_seeds():
+    results, pairs = growing({10: (0.3, 0.3, 0.3)})
+    with pytest.raises(UserError, match="share no seed"):
+        study.gain(results[results["arm"] != "old 10"], pairs[10], "acc")

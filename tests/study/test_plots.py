@@ -16,7 +16,9 @@ from tl_lightning.errors import UserError
 from tl_lightning.study.plots import (
     accuracy_against_factor,
     cost_bars,
+    gains_against_number,
     learning_curves,
+    metric_against_number,
     paired_differences,
     pareto,
     pareto_front,
@@ -246,3 +248,42 @@ def test_ten_thousand_trials_are_drawn_in_seconds():
         assert max(figure.get_size_inches()) < 40
         FigureCanvasAgg(figure).draw()
     assert time.perf_counter() - start < 10
+
+
+def by_size(seeds=3):
+    rng = np.random.default_rng(0)
+    rows = [
+        {"arm": f"{m} {n}", "method": m, "images": n, "seed": s, "status": "ok",
+         "test_accuracy": min(0.99, base + 0.1 * np.log10(n) + rng.normal(0, 0.01))}
+        for m, base in (("pretrained", 0.6), ("from random weights", 0.3)) for n in (5, 20, 80) for s in range(seeds)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_metric_by_number_has_a_line_for_each_series():
+    figure = metric_against_number(by_size(), "images", "method", number_text="Training images a class")
+    axes = figure.axes[0]
+    assert axes.get_xlabel() == "Training images a class, logarithmic"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["5", "20", "80"]
+    means = [container.lines[0].get_ydata() for container in axes.containers]
+    results = by_size()
+    assert means[0] == pytest.approx(
+        100 * results[results["method"] == "pretrained"].groupby("images")["test_accuracy"].mean().to_numpy()
+    )
+    assert len(means) == 2
+
+
+def test_gains_by_number_show_zero():
+    results = by_size()
+    gains = {
+        n: paired_difference(
+            *(results[results["arm"] == f"{m} {n}"]["test_accuracy"] for m in ("pretrained", "from random weights"))
+        )
+        for n in (5, 20, 80)
+    }
+    figure = gains_against_number({"gain": gains}, number_text="Images", gain_text="Gain (points)")
+    low, high = figure.axes[0].get_ylim()
+    assert low <= 0 < 30 < high
+    assert figure.axes[0].containers[0].lines[0].get_ydata() == pytest.approx(
+        [100 * c.difference.mean for c in gains.values()]
+    )

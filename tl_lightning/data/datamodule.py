@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from tl_lightning.data.assembly import Shift, assemble
 from tl_lightning.data.cache import FORMAT, cache_root
+from tl_lightning.data.classes import only_classes
 from tl_lightning.data.datasets import DatasetCard, dataset_card
 from tl_lightning.data.images import ImageSet, RawSet
 from tl_lightning.data.loader import BatchLoader
@@ -52,6 +53,7 @@ class TransferDataModule(LightningDataModule):
         val_samples: At most so many validation images.
         test_samples: At most so many test images.
         seed: See above.
+        classes: Names of the classes to keep, numbered in this order; all of the set's by default.
         label_noise: Part of the training labels replaced by another class.
         corruption: A name in ``shifts.SHIFTS``; None for clean images.
         severity: Of the corruption, 1 to 5.
@@ -87,6 +89,7 @@ class TransferDataModule(LightningDataModule):
         val_samples: int | None = None,
         test_samples: int | None = None,
         seed: int = 0,
+        classes: Sequence[str] | None = None,
         label_noise: float = 0.0,
         corruption: str | None = None,
         severity: int = 3,
@@ -108,6 +111,7 @@ class TransferDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
+        self.classes = None if classes is None else tuple(classes)
         self.label_noise = label_noise
         self.corruption = corruption
         self.severity = severity
@@ -160,6 +164,8 @@ class TransferDataModule(LightningDataModule):
         # Other ranks wait for rank 0's `prepare_data`; two downloads into one folder would spoil each other.
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         raw = self._load(download=self.download and not distributed)
+        if self.classes is not None:
+            raw = only_classes(raw, self.classes)
         streamed, checked = self.workers > 0, self.on_bad_image == "skip"
         storage = Storage(cache_root(self.cache_dir), self.memory_limit_mb * 2**20, streamed, checked)
         made = assemble(

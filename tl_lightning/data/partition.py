@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from tl_lightning.data import splits
+from tl_lightning.data.classes import NO_CLASS
 from tl_lightning.data.images import RawPart, RawSet
 from tl_lightning.errors import UserError
 
@@ -67,7 +68,7 @@ class Partition:
             UserError: A class has too few training images, or nothing is left to train on.
         """
         source = raw.parts["train"]
-        pool = np.arange(len(source.labels))
+        pool = _labelled(source)
         test, pool = self._held_out(raw, "test", pool, self.test_fraction, seed=0)
         val, pool = self._held_out(raw, "val", pool, self.val_fraction, self.seed)
         return {
@@ -80,7 +81,7 @@ class Partition:
         self, raw: RawSet, part: Part, pool: splits.Ints, fraction: float, seed: int
     ) -> tuple[tuple[RawPart, splits.Ints], splits.Ints]:
         if part in raw.parts:
-            return (raw.parts[part], np.arange(len(raw.parts[part].labels))), pool
+            return (raw.parts[part], _labelled(raw.parts[part])), pool
         source = raw.parts["train"]
         kept, held = splits.stratified_holdout(_strata(source)[pool], fraction, seed)
         if not len(held):
@@ -93,6 +94,10 @@ class Partition:
         if self.fraction is not None:
             return pool[splits.class_fraction(labels[pool], self.fraction, self.seed)]
         return pool
+
+
+def _labelled(part: RawPart) -> splits.Ints:
+    return np.flatnonzero(part.labels != NO_CLASS)
 
 
 def _strata(part: RawPart) -> splits.Ints:

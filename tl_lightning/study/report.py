@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tl_lightning.data import DATASETS
 from tl_lightning.study.atomic import write_text
 from tl_lightning.study.criterion import Criterion
 from tl_lightning.study.design import Study
@@ -109,9 +110,37 @@ class Report:
         seeds = self.results["seed"].nunique() if len(self.results) else 0
         if seeds < 3:
             lines.append(f"- **Anecdotal**: {seeds} seed(s); a comparison needs at least 3.")
+        lines += [f"- {warning}" for warning in self._warnings()]
         if len(self.failed):
             lines.append(f"- {len(self.failed)} trial(s) failed and are left out; see the end.")
         return ["\n".join(lines)]
+
+    def _warnings(self) -> list[str]:
+        """Say what a reader must know before believing the numbers."""
+        return [*self._overlap(), *self._at_the_edge(), *self._without_plateau()]
+
+    def _overlap(self) -> list[str]:
+        card = DATASETS.get(self.settings.data)
+        if card is None or card.overlapping_classes == 0 or self.settings.weights == "none":
+            return []
+        return [f"**Overlap** of {card.name} with ImageNet, if that is the source: {card.imagenet_overlap}."]
+
+    def _at_the_edge(self) -> list[str]:
+        if "learning_rate_at_edge" not in self.results or not self.results["learning_rate_at_edge"].any():
+            return []
+        arms = self.results.groupby("arm", sort=False)["learning_rate_at_edge"].sum()
+        named = ", ".join(f"{arm} ({count} of its seeds)" for arm, count in arms.items() if count)
+        return [
+            f"**Edge of the grid**: the best learning rate lay at the edge for {named}: a wider grid may change it."
+        ]
+
+    def _without_plateau(self) -> list[str]:
+        """Name the arms from random weights that were still improving: longer training would have helped them."""
+        if not {"weights", "reached_plateau"} <= set(self.results.columns):
+            return []
+        scratch = self.results[(self.results["weights"] == "none") & (self.results["reached_plateau"] == False)]  # noqa: E712
+        named = ", ".join(dict.fromkeys(scratch["arm"]))
+        return [f"**Undertrained**: from random weights and still improving at the end: {named}."] if named else []
 
     def _criteria_table(self) -> str:
         rows = [

@@ -1,9 +1,8 @@
-"""Train one arm at one seed: every learning rate of the grid, selection on validation, one look at the test set."""
+"""Train a classifier of one arm at one seed, on cached activations where what is frozen never changes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,42 +10,21 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
 from tl_lightning.backbones import check_image_size, create_backbone, input_spec
-from tl_lightning.callbacks import (
-    DiscriminativeLR,
-    EfficiencyMonitor,
-    FreezeAudit,
-    MetricHistory,
-    Plan,
-    ProgressiveUnfreezing,
-    StepSeed,
-)
+from tl_lightning.callbacks import DiscriminativeLR, Plan, ProgressiveUnfreezing
+from tl_lightning.callbacks.frozen import BnPolicy
 from tl_lightning.data import TransferDataModule
 from tl_lightning.features import ActivationCache, CachedDataModule
 from tl_lightning.study.design import Trial
-from tl_lightning.study.devices import Devices, resolve_devices
+from tl_lightning.study.devices import resolve_devices
+from tl_lightning.study.fitting import Fits, evaluate_selected, fit_grid
 from tl_lightning.study.settings import Settings
-from tl_lightning.study.tensorboard import write_hparams
-from tl_lightning.tasks import TransferModule
+from tl_lightning.tasks import TaskModule, TransferModule
 
 Depth = int | str
 Freezing = Depth | Mapping[int, Depth]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One fit: an arm at one seed and one learning rate."""
-
-    lr: float
-    module: TransferModule
-    datamodule: pl.LightningDataModule
-    trainer: pl.Trainer
-    validation: dict[str, float]
-    efficiency: dict[str, Any]
-    curve: list[dict[str, float]]
-    folder: Path
 
 
 def data_module(settings: Settings, seed: int, **options: Any) -> TransferDataModule:
@@ -83,7 +61,7 @@ def activation_cache(directory: str | None, gigabytes: float) -> ActivationCache
     return ActivationCache(Path(directory) if directory else None, max_bytes=int(gigabytes * 2**30))
 
 
-def train_and_test(
+def fit_classifier(
     trial: Trial,
     settings: Settings,
     *,
@@ -92,13 +70,17 @@ def train_and_test(
     backbone: str | None = None,
     weights: str | None = None,
     epochs: int | None = None,
-    bn: str = "eval",
+    bn: BnPolicy = "eval",
     augmentation: Callable[[], Callback] | None = None,
+    callbacks: Callable[[], Sequence[Callback]] | None = None,
     module_options: Mapping[str, Any] | None = None,
     data_options: Mapping[str, Any] | None = None,
     learning_rates: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    """Fit the arm at every learning rate, select by validation accuracy, test the selected model once.
+    precision: str | None = None,
+    start: Mapping[str, Tensor] | None = None,
+    phase: str = "",
+) -> Fits:
+    """Fit the arm at every learning rate, on cached activations where what is frozen never changes.
 
     Args:
         trial: Arm, seed and folder.
@@ -110,61 +92,73 @@ def train_and_test(
         epochs: Another number of epochs than that of the settings.
         bn: What BatchNorm does in frozen stages, see ``ProgressiveUnfreezing``.
         augmentation: Makes the augmentation callback; no augmentation by default.
+        callbacks: Makes further callbacks; they must not change what the frozen stages see.
         module_options: Further arguments of ``TransferModule``.
         data_options: Further arguments of ``TransferDataModule``.
         learning_rates: Another grid than that of the settings; must be as long, so that no arm is tuned more.
+        precision: Another precision than that of the settings.
+        start: State dict of a module of the same kind to begin with, in place of the weights and a new head.
+        phase: Name before that of the fits' folders, for arms that fit in several phases.
+    """
+    images = data_module(settings, trial.seed, **(data_options or {}))
+    backbone, weights = backbone or settings.backbone, weights or settings.weights
+
+    def build(lr: float) -> TransferModule:
+        module = build_module(trial.seed, backbone, weights, images.num_classes, lr, settings, module_options or {})
+        if start is not None:
+            module.load_state_dict(start)
+        return module
+
+    def own_callbacks() -> list[Callback]:
+        made: list[Callback] = [ProgressiveUnfreezing(freezing, bn=bn)]
+        made += [DiscriminativeLR(decay=lr_decay)] if lr_decay is not None else []
+        made += [augmentation()] if augmentation is not None else []
+        return [*made, *(callbacks() if callbacks is not None else ())]
+
+    return fit_grid(
+        trial,
+        settings,
+        images,
+        build,
+        callbacks=own_callbacks,
+        data=lambda module: _cached(images, module, freezing, bn, augmentation, settings),
+        epochs=epochs,
+        learning_rates=learning_rates,
+        precision=precision,
+        phase=phase,
+    )
+
+
+def train_and_test(
+    trial: Trial,
+    settings: Settings,
+    *,
+    tests: Mapping[str, Mapping[str, Any]] | None = None,
+    inspect: Callable[[TaskModule, Any], Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Fit the arm at every learning rate, select by validation accuracy, test the selected model once.
+
+    Args:
+        trial: Arm, seed and folder.
+        settings: What all arms share.
+        tests: Further test sets, by the prefix of their columns: each the options of ``TransferDataModule`` by which
+            it differs, such as ``{"fog": {"corruption": "fog", "severity": 3}}`` for the column ``fog_accuracy``.
+        inspect: Called with the selected module and the data module before the test; what it returns joins the record.
+        options: As for ``fit_classifier``.
 
     Returns:
         The values of the trial's record.
     """
-    devices = resolve_devices(settings.gpus, settings.precision)
-    datamodule = data_module(settings, trial.seed, **(data_options or {}))
-    backbone, weights = backbone or settings.backbone, weights or settings.weights
-    epochs = epochs or settings.epochs
-    rates = sorted(learning_rates or settings.rate_list())
-
-    def fit(lr: float) -> Candidate:
-        module = build_module(trial.seed, backbone, weights, datamodule.num_classes, lr, settings, module_options or {})
-        callbacks = build_callbacks(trial.seed, freezing, lr_decay, bn, augmentation)
-        data = _cached(datamodule, module, freezing, bn, augmentation, settings)
-        return _fit(module, data, callbacks, devices, epochs, trial.folder / f"lr={lr:g}")
-
-    candidates = [fit(lr) for lr in rates]
-    best = select(candidates)
-    test = best.trainer.test(best.module, best.datamodule, verbose=False)[0]
-    record = {
-        "backbone": backbone,
-        "weights": weights,
-        "epochs": epochs,
-        "train_images": len(datamodule.train_set),
-        "learning_rate": best.lr,
-        "learning_rate_at_edge": len(rates) > 2 and best.lr in (rates[0], rates[-1]),
-        "learning_rates_tried": len(rates),
-        **{name.replace("/", "_"): value for name, value in {**best.validation, **test}.items()},
-        **_costs(best, candidates),
-        "device": devices.name,
-        "precision": devices.precision,
-        "bn": bn,
-        "data_fingerprint": datamodule.fingerprint("train"),
-        "test_fingerprint": datamodule.fingerprint("test"),
-        "transform_fingerprint": datamodule.transform_fingerprint(),
-        "candidates": [{"learning_rate": c.lr, **c.validation} for c in candidates],
-        "curve": best.curve,
+    fits = fit_classifier(trial, settings, **options)
+    shared = options.get("data_options") or {}
+    further = {prefix: data_module(settings, trial.seed, **{**shared, **own}) for prefix, own in (tests or {}).items()}
+    return {
+        "backbone": options.get("backbone") or settings.backbone,
+        "weights": options.get("weights") or settings.weights,
+        "bn": options.get("bn", "eval"),
+        **evaluate_selected(trial, fits, tests=further, inspect=inspect),
     }
-    write_hparams(best.folder, {**trial.arm.factors, "seed": trial.seed, "lr": best.lr}, test)
-    return record
-
-
-def _costs(best: Candidate, candidates: Sequence[Candidate]) -> dict[str, float]:
-    """Return what the selected fit cost on its own, with the activations that an earlier fit of the trial computed."""
-    extraction = sum(c.efficiency["extraction_seconds"] for c in candidates)
-    seconds = best.efficiency["train_seconds"] + extraction
-    return {**best.efficiency, "train_seconds": seconds, "extraction_seconds": extraction}
-
-
-def select(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the candidate of the highest validation accuracy, the lower validation loss where they tie."""
-    return max(candidates, key=lambda c: (c.validation["val/accuracy"], -c.validation["val/loss"]))
 
 
 def build_module(
@@ -191,25 +185,9 @@ def build_module(
     return TransferModule(model, num_classes, **{**arguments, **options})
 
 
-def build_callbacks(
-    seed: int,
-    freezing: Freezing,
-    lr_decay: float | None,
-    bn: str,
-    augmentation: Callable[[], Callback] | None,
-) -> list[Callback]:
-    """Return the callbacks of a fit, those that every study has among them."""
-    callbacks: list[Callback] = [StepSeed(seed), ProgressiveUnfreezing(freezing, bn=bn)]  # type: ignore[arg-type]
-    if lr_decay is not None:
-        callbacks.append(DiscriminativeLR(decay=lr_decay))
-    if augmentation is not None:
-        callbacks.append(augmentation())
-    return [*callbacks, FreezeAudit(), EfficiencyMonitor(), MetricHistory()]
-
-
 def _cached(
     datamodule: TransferDataModule,
-    module: TransferModule,
+    module: TaskModule,
     freezing: Freezing,
     bn: str,
     augmentation: Callable[[], Callback] | None,
@@ -223,34 +201,6 @@ def _cached(
     boundary = module.stages.boundary_before(depth)
     cache = activation_cache(settings.cache_dir, settings.cache_size)
     return CachedDataModule(datamodule, module, boundary, cache)
-
-
-def _fit(
-    module: TransferModule,
-    datamodule: pl.LightningDataModule,
-    callbacks: list[Callback],
-    devices: Devices,
-    epochs: int,
-    folder: Path,
-) -> Candidate:
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator=devices.accelerator,
-        devices=devices.count,
-        precision=devices.precision,  # type: ignore[arg-type]
-        callbacks=callbacks,
-        logger=TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False),
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=10,
-    )
-    trainer.fit(module, datamodule)
-    validation = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "train/"))}
-    efficiency = next(c for c in callbacks if isinstance(c, EfficiencyMonitor)).summary()
-    curve = next(c for c in callbacks if isinstance(c, MetricHistory)).rows
-    return Candidate(module.hparams["lr"], module, datamodule, trainer, validation, efficiency, curve, folder)
 
 
 def check_training(settings: Settings) -> None:

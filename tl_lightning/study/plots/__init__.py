@@ -4,12 +4,15 @@ from tl_lightning.study.plots.costs import cost_bars
 from tl_lightning.study.plots.curves import learning_curves
 from tl_lightning.study.plots.differences import paired_differences
 from tl_lightning.study.plots.factor import accuracy_against_factor
+from tl_lightning.study.plots.lines import gains_against_number, metric_against_number
 from tl_lightning.study.plots.pareto import pareto, pareto_front
 
 __all__ = [
     "accuracy_against_factor",
     "cost_bars",
+    "gains_against_number",
     "learning_curves",
+    "metric_against_number",
     "paired_differences",
     "pareto",
     "pareto_front",
