@@ -37,15 +37,17 @@ def main(study: Study, argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     settings = parse(study, argv)
     from tl_lightning.study.runner import print_plan, run_study
+    from tl_lightning.study.signals import Stopped, stop_signals
 
     _quiet()
     try:
-        sys.exit(print_plan(study, settings) if "--plan" in argv else run_study(study, settings))
+        with stop_signals():
+            sys.exit(print_plan(study, settings) if "--plan" in argv else run_study(study, settings))
     except UserError as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues with the trials that are left", file=sys.stderr)
-        sys.exit(130)
+    except Stopped as stopped:
+        print(f"\nstopped by {stopped}; the same command goes on with the trials that are left", file=sys.stderr)
+        sys.exit(stopped.exit_code)
 
 
 def fail(message: str) -> NoReturn:
@@ -60,7 +62,7 @@ def parse(study: Study, argv: list[str]) -> Settings:
     switches = {f"--{name}" for name, field in fields.items() if field.type == "bool"}
     argv = [_underscored(token, switches) for token in argv]
     if "--smoke" in argv:
-        argv = ["--config", str(CONFIGS / "smoke.yaml"), *(token for token in argv if token != "--smoke")]
+        argv = [*smoke_configs(study.name), *(token for token in argv if token != "--smoke")]
     values = _parser(study).parse_args(argv).as_dict()
     settings = study.settings(**{key: value for key, value in values.items() if key in fields})
     try:
@@ -68,6 +70,12 @@ def parse(study: Study, argv: list[str]) -> Settings:
     except UserError as error:
         fail(str(error))
     return settings
+
+
+def smoke_configs(name: str) -> list[str]:
+    """Return the arguments of a tiny run: what all studies share, then what the study adds."""
+    paths = (CONFIGS / "smoke.yaml", CONFIGS / f"{name}_smoke.yaml")
+    return [argument for path in paths if path.exists() for argument in ("--config", str(path))]
 
 
 def _parser(study: Study) -> StudyParser:
@@ -94,11 +102,16 @@ def check(settings: Settings) -> None:
         "image_size",
         "epochs",
         "batch_size",
+        "micro_batch",
     )
     for name in positive:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"{_dashed('--' + name)} must be at least 1, not {value}")
+    if settings.batch_size % settings.micro_batch_size():
+        raise UserError(f"--micro-batch {settings.micro_batch} must divide --batch-size {settings.batch_size}")
+    if settings.checkpoint_seconds < 0:
+        raise UserError(f"--checkpoint-seconds must not be negative, not {settings.checkpoint_seconds}")
     if (settings.gpus or 0) < 0 or settings.workers < 0:
         raise UserError("--gpus and --workers must not be negative")
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:

@@ -119,7 +119,7 @@ def _line(axes: Axes, x: np.ndarray, summary: pd.DataFrame, place: int, name: st
         error_bars(summary),
         color=_colour(place),
         marker=MARKERS[place % len(MARKERS)],
-        linestyle=LINES[place % len(LINES)],  # type: ignore[arg-type]
+        linestyle=LINES[place % len(LINES)],
         linewidth=1.4,
         elinewidth=1.4,
         capsize=3,
