@@ -41,6 +41,9 @@ class EfficiencyMonitor(Callback):
     buffers and gradients are those of a run without the monitor. Such a step is slower and stays out of the
     throughput; a compiled module runs it uncompiled.
 
+    A fit that is resumed from a checkpoint adds to what was measured up to it; the peak is the higher one and the
+    throughput the mean over both parts by their seconds.
+
     Args:
         warmup_steps: First training batches that are left out of ``images_per_second``.
     """
@@ -50,6 +53,8 @@ class EfficiencyMonitor(Callback):
             raise UserError(f"warmup_steps must be at least 0, not {warmup_steps}")
         self.warmup_steps = warmup_steps
         self._summary: dict[str, float] | None = None
+        self._earlier: dict[str, float] = {}
+        self._measuring = False
 
     def summary(self) -> dict[str, float]:
         """Return the numbers of the last fit.
@@ -64,6 +69,7 @@ class EfficiencyMonitor(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to measure."""
         self._summary = None
+        self._measuring = True
         self._fit_start = time.perf_counter()
         self._stopwatch = Stopwatch(trainer.strategy.root_device)
         self._memory = PeakMemory(trainer.strategy.root_device)
@@ -127,32 +133,72 @@ class EfficiencyMonitor(Callback):
         """Leave nothing behind that would count on."""
         if hasattr(self, "_flops"):
             self._flops.stop(1)
+        self._measuring, self._earlier = False, {}
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what was measured so far, for a fit that is resumed."""
+        return self._measured(ranks=1) if self._measuring else {}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Add to what was measured before the checkpoint."""
+        self._earlier = dict(state_dict)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add up and log."""
         self._stopwatch.stop(steady=self._warm)
-        peak, increase = self._memory.read()
-        watch, ranks = self._stopwatch, trainer.world_size
+        ranks = trainer.world_size
+        measured = self._measured(ranks)
         self._summary = {
-            "train_seconds": watch.seconds(watch.spans),
-            "fit_seconds": time.perf_counter() - self._fit_start,
+            "train_seconds": measured["train_seconds"],
+            "fit_seconds": measured["fit_seconds"],
             "extraction_seconds": float(getattr(trainer.datamodule, "extraction_seconds", 0.0)),  # type: ignore[attr-defined]
-            "images_per_second": watch.throughput() * ranks,
-            "peak_memory_mb": peak,
-            "memory_increase_mb": increase,
+            "images_per_second": measured["images_per_second"],
+            "peak_memory_mb": measured["peak_memory_mb"],
+            "memory_increase_mb": measured["memory_increase_mb"],
             "trainable_parameters": _count(pl_module, trainable=True),
-            "max_trainable_parameters": self._max_trainable,
+            "max_trainable_parameters": int(measured["max_trainable_parameters"]),
             "total_parameters": _count(pl_module, trainable=False),
             "forward_flops": self._flops.forward,
             "backward_flops": self._flops.backward,
-            "train_flops": self._train_flops,
+            "train_flops": measured["train_flops"],
             "optimizer_steps": trainer.global_step - self._first_step,
-            "images_seen": sum(span.images for span in watch.spans) * ranks,
+            "images_seen": int(measured["images_seen"]) * ranks,
         }
+        self._measuring, self._earlier = False, {}
         for logger in trainer.loggers:
             metrics = {f"efficiency/{name}": value for name, value in self._summary.items()}
             logger.log_metrics(metrics, step=trainer.global_step)
             logger.save()
+
+    def _measured(self, ranks: int) -> dict[str, float]:
+        """Return what adds up over the parts of a resumed fit, those before this one with it."""
+        watch, earlier = self._stopwatch, self._earlier
+        peak, increase = self._memory.read()
+        seconds = watch.seconds(watch.spans)
+        measured = {
+            "train_seconds": seconds,
+            "fit_seconds": time.perf_counter() - self._fit_start,
+            "images_per_second": watch.throughput() * ranks,
+            "peak_memory_mb": peak,
+            "memory_increase_mb": increase,
+            "max_trainable_parameters": self._max_trainable,
+            "train_flops": self._train_flops,
+            "images_seen": sum(span.images for span in watch.spans),
+        }
+        if earlier:
+            for name in ("train_seconds", "fit_seconds", "train_flops", "images_seen"):
+                measured[name] += earlier[name]
+            for name in ("peak_memory_mb", "memory_increase_mb", "max_trainable_parameters"):
+                measured[name] = max(measured[name], earlier[name])
+            parts = [
+                (measured["images_per_second"], seconds),
+                (earlier["images_per_second"] * ranks, earlier["train_seconds"]),
+            ]
+            known = [(rate, weight) for rate, weight in parts if rate == rate and weight > 0]
+            total = sum(weight for _, weight in known)
+            if total:
+                measured["images_per_second"] = sum(rate * weight for rate, weight in known) / total
+        return measured
 
     @property
     def _warm(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -19,10 +20,21 @@ class MetricHistory(Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self._start = 0.0
+        self._earlier = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows, so that a resumed fit goes on with them."""
+        return {"rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on behind the last row."""
+        self.rows = [dict(row) for row in state_dict["rows"]]
+        self._earlier = self.rows[-1]["seconds"] if self.rows else 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
+        """Start the clock; in a resumed fit where it stood."""
+        self._start = time.perf_counter() - self._earlier
+        self._earlier = 0.0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the epoch's metrics; validation has run by now."""

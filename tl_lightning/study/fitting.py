@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from tl_lightning.callbacks import EfficiencyMonitor, FreezeAudit, MetricHistory, StepSeed
 from tl_lightning.errors import UserError
+from tl_lightning.study.checkpoints import ResumeCheckpoint
 from tl_lightning.study.design import Trial
 from tl_lightning.study.devices import Devices, resolve_devices
 from tl_lightning.study.plateau import reached_plateau
@@ -113,7 +114,7 @@ def fit_grid(
         module = build(lr)
         every = [StepSeed(trial.seed), *callbacks(), FreezeAudit(), EfficiencyMonitor(), MetricHistory()]
         folder = trial.folder / f"{phase}lr={lr:g}"
-        candidates.append(_fit(module, data(module) if data else images, every, devices, epochs, folder))
+        candidates.append(_fit(module, data(module) if data else images, every, devices, epochs, folder, settings))
     return Fits(candidates, select(candidates, metric), images, metric, devices, epochs)
 
 
@@ -182,22 +183,33 @@ def _fit(
     devices: Devices,
     epochs: int,
     folder: Path,
+    settings: Settings,
 ) -> Candidate:
+    resume = ResumeCheckpoint(folder, settings.checkpoint_seconds)
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator=devices.accelerator,
         devices=devices.count,
         precision=devices.precision,  # type: ignore[arg-type]
-        callbacks=callbacks,
+        callbacks=[*callbacks, resume],
+        accumulate_grad_batches=settings.batch_size // settings.micro_batch_size(),
+        deterministic=settings.deterministic,
         logger=TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False),
         num_sanity_val_steps=0,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=10,
     )
-    trainer.fit(module, datamodule)
-    validation = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "train/"))}
-    efficiency = next(c for c in callbacks if isinstance(c, EfficiencyMonitor)).summary()
-    curve = next(c for c in callbacks if isinstance(c, MetricHistory)).rows
-    return Candidate(module.hparams["lr"], module, datamodule, trainer, validation, efficiency, curve, folder)
+    found = resume.finished(module)
+    if found is None:
+        trainer.fit(module, datamodule, ckpt_path=resume.epoch, weights_only=True)
+        found = {
+            "validation": {
+                k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "train/"))
+            },
+            "efficiency": next(c for c in callbacks if isinstance(c, EfficiencyMonitor)).summary(),
+            "curve": next(c for c in callbacks if isinstance(c, MetricHistory)).rows,
+        }
+        resume.keep(module, found)
+    lr = module.hparams["lr"]
+    return Candidate(lr, module, datamodule, trainer, folder=folder, **found)

@@ -25,7 +25,7 @@ _held: set[Path] = set()  # a process may lock a file twice with lockf, so this 
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
     """Hold the folder's lock file, with this process, its host and start time in it.
 
     The system's record lock (`fcntl.lockf`, also across NFS clients) ends with the process that holds it and is not
@@ -34,6 +34,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
     Args:
         folder: An existing folder.
+        wait: Seconds to wait for another process to leave it.
 
     Raises:
         UserError: Another process holds the lock, or the folder cannot be written.
@@ -42,7 +43,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     if path in _held:
         raise UserError(f"{folder} is in use by this very process; give another --out")
     try:
-        descriptor = _acquire(path, folder)
+        descriptor = _acquire(path, folder, time.monotonic() + wait)
     except OSError as error:
         raise UserError(f"{folder} is not writable: {error.strerror or error}; give another --out") from error
     _held.add(path)
@@ -57,7 +58,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(path: Path, folder: Path) -> int:
+def _acquire(path: Path, folder: Path, deadline: float) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -66,13 +67,18 @@ def _acquire(path: Path, folder: Path) -> int:
                 os.close(descriptor)
                 continue
             owner = _read(descriptor)
-            if locked is False or not _may_take_over(owner, bool(locked)):
+            free = locked is not False and _may_take_over(owner, bool(locked))
+            if free:
+                _write(descriptor)
+            elif time.monotonic() >= deadline:
                 raise UserError(_refusal(folder, path, owner))
-            _write(descriptor)
         except BaseException:
             os.close(descriptor)
             raise
-        return descriptor
+        if free:
+            return descriptor
+        os.close(descriptor)
+        time.sleep(0.05)
 
 
 def _system_lock(descriptor: int) -> bool | None:
@@ -99,10 +105,11 @@ def _may_take_over(owner: dict[str, Any], locked: bool) -> bool:
         return True
     if owner.get("host") != socket.gethostname():
         return False  # some cluster file systems lock within one node only
-    return locked or not _is_running(owner)
+    return locked or not is_running(owner)
 
 
-def _is_running(owner: dict[str, Any]) -> bool:
+def is_running(owner: dict[str, Any]) -> bool:
+    """Return whether the process of this host, named by `pid` and `start`, is alive (True where nobody can tell)."""
     pid = owner.get("pid")
     if fcntl is None or not isinstance(pid, int):
         return True  # cannot tell: on other systems os.kill(pid, 0) would end the process
@@ -112,14 +119,18 @@ def _is_running(owner: dict[str, Any]) -> bool:
         return False
     except OSError:
         pass
-    return _start_time(pid) in (None, owner.get("start"))
+    return start_time(pid) in (None, owner.get("start"))
 
 
-def _start_time(pid: int) -> str | None:
-    """Return when the process started (Linux, clock ticks since boot): another start means a reused number."""
+def start_time(pid: int) -> str | None:
+    """Return when the process started (Linux, clock ticks since boot): another start means a reused number.
+
+    A process that has ended, and that its parent has not looked after yet, has no start any more.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "ended" if state in "ZX" else fields[18]
+    except (OSError, IndexError, ValueError):
         return None
 
 
@@ -135,7 +146,7 @@ def _write(descriptor: int) -> None:
     owner = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
-        "start": _start_time(os.getpid()),
+        "start": start_time(os.getpid()),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     os.ftruncate(descriptor, 0)

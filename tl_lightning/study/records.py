@@ -13,12 +13,14 @@ from typing import Any
 
 from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.study.atomic import plain, write_json
+from tl_lightning.study.claims import Claims
 from tl_lightning.study.lock import folder_lock
 
 FORMAT = 1
 STATUSES = ("ok", "failed")
 STANDARD_OUTPUTS = ("trials", "results.csv", "summary.csv", "criteria.csv", "report.md", "figures")
 _TRIAL_ID = re.compile(r"[\w+=][\w.+=,-]{0,199}")
+LOCK_SECONDS = 120.0  # to wait for another process that writes the report
 _log = logging.getLogger(__name__)
 
 
@@ -30,11 +32,15 @@ class RecordStore:
 
     Args:
         out: The output folder; made when it is missing.
+
+    Attributes:
+        claims: Which process runs which trial.
     """
 
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
         self._locked = False
+        self.claims = Claims(self.out, lambda: self.lock(LOCK_SECONDS))
         self._cache: dict[str, tuple[tuple[int, int, int], dict[str, Any] | None]] = {}
 
     @property
@@ -56,21 +62,28 @@ class RecordStore:
         with self.lock():
             configuration = plain(dict(configuration))
             state = self._state()
+            others = self.claims.others()
+            if fresh and others:
+                raise UserError(f"{self.out} is in use by {others[0]}: end it before --fresh, or give another --out")
             if fresh and state is not None:
                 self._remove(state["outputs"])
                 state = None
             if state is None:
                 self._refuse_foreign()
-            elif state["configuration"] != configuration and self._has_records():
+            elif state["configuration"] != configuration and (others or self._has_records()):
                 raise UserError(
                     f"{self.out} holds results of another configuration: "
                     f"{_differing(state['configuration'], configuration)}; use --fresh or another --out"
                 )
-            self._write_state(configuration, state["outputs"] if state else [])
+            if state is None or state["configuration"] != configuration:
+                self._write_state(configuration, state["outputs"] if state else [])
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, wait: float = 0.0) -> Iterator[None]:
         """Keep other processes off the folder; inside of it `open` and `lock` do not ask again.
+
+        Args:
+            wait: Seconds to wait for another process to leave it.
 
         Raises:
             UserError: Another process is at work in the folder; the line names it.
@@ -79,7 +92,7 @@ class RecordStore:
             yield
             return
         self._make_folder()
-        with folder_lock(self.out):
+        with folder_lock(self.out, wait):
             self._locked = True
             try:
                 yield
@@ -139,6 +152,10 @@ class RecordStore:
                 found[name] = record
         return [found[name] for name in sorted(found)]
 
+    def record(self, trial: str) -> dict[str, Any] | None:
+        """Return the trial's record, None where it has none that can be read."""
+        return self._read(trial)
+
     def finished(self) -> set[str]:
         """Return the ids of the trials that have a record, failed ones too (see their `status`)."""
         return {str(record["trial"]) for record in self.records()}
@@ -151,7 +168,7 @@ class RecordStore:
     def _trial_names(self) -> list[str]:
         try:
             return [entry.name for entry in self.trials.iterdir() if _TRIAL_ID.fullmatch(entry.name)]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def _has_records(self) -> bool:

@@ -127,7 +127,7 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
         elif not isinstance(value, list | tuple):
             row[key] = value
     for key, mapping in record.items():
-        if key == "versions" or not isinstance(mapping, Mapping):
+        if key in ("versions", "settings") or not isinstance(mapping, Mapping):
             continue
         for name, value in mapping.items():
             if isinstance(value, Mapping | list | tuple):

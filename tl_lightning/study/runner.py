@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import statistics
-import time
-import traceback
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +16,27 @@ from rich.table import Table
 from tl_lightning.errors import UserError
 from tl_lightning.study.design import Study, Trial
 from tl_lightning.study.devices import resolve_devices
-from tl_lightning.study.environment import environment
-from tl_lightning.study.records import RecordStore
+from tl_lightning.study.records import LOCK_SECONDS, RecordStore
 from tl_lightning.study.report import Report
 from tl_lightning.study.results import results_frame, summary_frame, write_results_csv, write_summary_csv
 from tl_lightning.study.settings import Settings
 from tl_lightning.study.tensorboard import write_figures
+from tl_lightning.study.trial_run import clear_checkpoints, run_trial
+from tl_lightning.study.work import Work
 
 
 def run_study(study: Study, settings: Settings) -> int:
     """Run what is left of a study and write its report.
 
+    Other processes may work on the same study in the same folder: the trials are shared, none is run twice, and each
+    process ends with the report of all.
+
     Returns:
         Exit code: 0 when every trial ended well, 1 when some failed.
 
     Raises:
-        UserError: The settings could not run, or the output folder holds another study's results.
+        UserError: The settings could not run, or the output folder holds another study's results or is full.
+        Stopped: A signal ended it; as after Ctrl-C, what had been finished is recorded and reported.
     """
     console = Console(stderr=True, highlight=False)
     out = Path(settings.out or f"logs/{study.name}")
@@ -44,12 +47,17 @@ def run_study(study: Study, settings: Settings) -> int:
         study.check(settings)
     trials = study.trials(settings, out)
     store = RecordStore(out)
-    store.open({"study": study.name, **settings.configuration()}, fresh=settings.fresh)
-    with store.lock():
+    with ExitStack() as stack:
+        with store.lock(LOCK_SECONDS):
+            store.open({"study": study.name, **settings.configuration()}, fresh=settings.fresh)
+            stack.enter_context(store.claims)
         try:
             _run_trials(study, settings, trials, store, console)
-        finally:
-            report = _write_results(study, settings, trials, store)
+        except BaseException:
+            with suppress(Exception):  # what ended the trials is what the user has to know
+                _write_results(study, settings, trials, store)
+            raise
+        report = _write_results(study, settings, trials, store)
     _show(report, out)
     return 1 if len(report.failed) else 0
 
@@ -64,48 +72,50 @@ def print_plan(study: Study, settings: Settings) -> int:
 
 
 def _run_trials(study: Study, settings: Settings, trials: list[Trial], store: RecordStore, console: Console) -> None:
+    work = Work(trials, store, settings.retry_failed)
+    left = {trial.id: trial for trial in work.left()}
     seconds: dict[str, list[float]] = defaultdict(list)
-    finished = {r["trial"]: r for r in store.records() if r["status"] == "ok" or not settings.retry_failed}
-    for record in finished.values():
+    for record in store.records():
         seconds[record["arm"]].append(record["wall_seconds"])
-    device = resolve_devices(settings.gpus, settings.precision).name
-    left = [trial for trial in trials if trial.id not in finished]
     console.print(f"{study.name}: {len(trials)} trials, {len(trials) - len(left)} of them done, results in {store.out}")
-    with _progress(console, len(trials), len(trials) - len(left)) as advance:
-        for position, trial in enumerate(left):
-            record = _run_trial(study, settings, trial, device)
+
+    def ended(record: dict[str, Any]) -> None:
+        left.pop(record["trial"], None)
+        seconds[record["arm"]].append(record["wall_seconds"])
+
+    def waiting(elsewhere: list[Trial]) -> None:
+        names = ", ".join(f"{trial.id} ({store.claims.holder(trial.id)})" for trial in elsewhere[:3])
+        console.print(f"waiting for {len(elsewhere)} that run elsewhere: {names}", markup=False, soft_wrap=True)
+
+    with _progress(console, len(trials)) as advance:
+        for trial in work.claimed(ended, waiting):
+            record = run_trial(study, settings, trial)
+            if not store.claims.holds(trial.id):
+                console.print(f"{trial.id} was taken over by {store.claims.holder(trial.id)}: its record counts")
+                continue
             store.write(record)
-            seconds[trial.arm.name].append(record["wall_seconds"])
-            advance(_line(record), _time_left(left[position + 1 :], seconds))
-
-
-def _run_trial(study: Study, settings: Settings, trial: Trial, device: str) -> dict[str, Any]:
-    """Return the trial's record; a failure is a record too, with its traceback beside it."""
-    trial.folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    try:
-        values = {**study.run(trial, settings), "status": "ok", "error": ""}
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
-        raise KeyboardInterrupt from None
-    except Exception as error:
-        (trial.folder / "error.txt").write_text(traceback.format_exc())
-        values = {"status": "failed", "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-    return {
-        "trial": trial.id,
-        "study": study.name,
-        "arm": trial.arm.name,
-        "factors": dict(trial.arm.factors),
-        "seed": trial.seed,
-        "data": settings.data,
-        "image_size": settings.image_size,
-        "device": device,
-        **values,
-        "wall_seconds": time.perf_counter() - start,
-        **environment(),
-    }
+            clear_checkpoints(trial.folder)
+            ended(record)
+            advance(len(trials) - len(left), _line(record), _time_left(list(left.values()), seconds))
 
 
 def _write_results(study: Study, settings: Settings, trials: list[Trial], store: RecordStore) -> Report:
+    """Write the tables and the report, when no other process does.
+
+    Raises:
+        UserError: They cannot be written; the records are kept.
+    """
+    try:
+        with store.lock(LOCK_SECONDS):
+            return _report(study, settings, trials, store)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the report in {store.out}: {error.strerror or error}; every finished trial is kept, "
+            "and the same command writes it once that is mended"
+        ) from error
+
+
+def _report(study: Study, settings: Settings, trials: list[Trial], store: RecordStore) -> Report:
     """Write the tables and the report of the trials that this call asks for."""
     asked = {trial.id: position for position, trial in enumerate(trials)}
     records = [record for record in store.records() if record["trial"] in asked]
@@ -177,7 +187,7 @@ def _time_left(trials: list[Trial], seconds: dict[str, list[float]]) -> float | 
 
 
 @contextmanager
-def _progress(console: Console, total: int, done: int) -> Iterator[Any]:
+def _progress(console: Console, total: int) -> Iterator[Any]:
     """Yield a function that reports a finished trial; a bar on a terminal, plain lines elsewhere."""
     columns = (
         BarColumn(),
@@ -187,11 +197,9 @@ def _progress(console: Console, total: int, done: int) -> Iterator[Any]:
         TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, completed=done, left="")
+        task = bar.add_task("", total=total, left="")
 
-        def advance(line: str, left: float | None) -> None:
-            nonlocal done
-            done += 1
+        def advance(done: int, line: str, left: float | None) -> None:
             ending = f"about {_duration(left)} left" if left else "done"
             console.print(f"[{done}/{total}] {line}; {ending}", markup=False, soft_wrap=True)
             bar.update(task, completed=done, left=ending)

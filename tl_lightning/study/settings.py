@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 # Where and how fast a study runs, or how many seeds of it, does not make it another study: these may change between
 # two calls that continue the same output folder.
@@ -16,7 +16,14 @@ NOT_PART_OF_THE_STUDY = (
     "retry_failed",
     "cache_dir",
     "cache_size",
+    "micro_batch",
+    "auto_batch",
+    "deterministic",
+    "checkpoint_seconds",
+    "repeat",
 )
+# What says where and how a call works, and nothing about the trial itself.
+NOT_RECORDED = ("out", "fresh", "retry_failed", "cache_dir", "auto_batch", "checkpoint_seconds", "repeat")
 
 
 @dataclass
@@ -46,6 +53,11 @@ class Settings:
         out: Output folder; logs/STUDY by default.
         fresh: Delete the results that the output folder holds, and start anew.
         retry_failed: Run trials again that failed in an earlier call.
+        micro_batch: Images a forward pass; gradients are added up to batch_size. By default all of them at once.
+        auto_batch: Where memory is too small, run the trial again with half the micro_batch.
+        deterministic: Use deterministic algorithms only, on a GPU too; an operation without one fails the trial.
+        checkpoint_seconds: Seconds between checkpoints (at ends of epochs) from which an interrupted fit goes on.
+        repeat: Id of a recorded trial to run again in a temporary folder; says whether it agrees, exit code 0 or 1.
     """
 
     gpus: int | None = None
@@ -70,6 +82,11 @@ class Settings:
     out: str | None = None
     fresh: bool = False
     retry_failed: bool = False
+    micro_batch: int | None = None
+    auto_batch: bool = False
+    deterministic: bool = False
+    checkpoint_seconds: float = 60.0
+    repeat: str | None = None
 
     def seed_list(self) -> list[int]:
         """Return the seeds: 0, 1, ... for a number of them."""
@@ -83,3 +100,16 @@ class Settings:
     def configuration(self) -> dict[str, Any]:
         """Return what defines the study: two runs may share an output folder only if this agrees."""
         return {key: value for key, value in asdict(self).items() if key not in NOT_PART_OF_THE_STUDY}
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what a trial depends on, for its record."""
+        return {key: value for key, value in asdict(self).items() if key not in NOT_RECORDED}
+
+    def micro_batch_size(self) -> int:
+        """Return the number of images of a forward pass."""
+        return min(self.micro_batch or self.batch_size, self.batch_size)
+
+    def halved(self) -> Self:
+        """Return the settings with a micro-batch of half the size or, where that is none, the next smaller divisor."""
+        most = max(1, self.micro_batch_size() // 2)
+        return replace(self, micro_batch=max(n for n in range(1, most + 1) if self.batch_size % n == 0))

@@ -36,7 +36,7 @@ def data_module(settings: Settings, seed: int, **options: Any) -> TransferDataMo
         "name": settings.data,
         "data_dir": settings.data_dir,
         "image_size": settings.image_size,
-        "batch_size": settings.batch_size,
+        "batch_size": settings.micro_batch_size(),
         "eval_batch_size": 256 if torch.cuda.is_available() else 32,  # on a CPU small batches stay in its cache
         "samples_per_class": settings.samples_per_class,
         "val_samples": settings.max_val_samples,

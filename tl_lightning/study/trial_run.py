@@ -1,0 +1,97 @@
+"""Run one trial to its record: well, failed, or with smaller batches where memory was short."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tl_lightning.study.checkpoints import NAME as CHECKPOINT
+from tl_lightning.study.design import Study, Trial
+from tl_lightning.study.devices import resolve_devices
+from tl_lightning.study.environment import environment
+from tl_lightning.study.failures import end_of_study, free_memory, is_out_of_memory
+from tl_lightning.study.settings import Settings
+from tl_lightning.study.signals import check_stopped
+
+
+def run_trial(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]:
+    """Return the trial's record; a failure is a record too, with its traceback beside it.
+
+    With ``settings.auto_batch`` a trial that runs out of memory is run again with half the images a forward pass, and
+    gradients added up to the same batch size; the record says so in ``micro_batch``.
+
+    Raises:
+        Stopped: A signal asks the study to end.
+        UserError: What went wrong would meet every later trial as well.
+    """
+    start = time.perf_counter()
+    prepare_folder(trial.folder)
+    values = _attempt(study, settings, trial)
+    while values.pop("out_of_memory", False) and settings.auto_batch and settings.micro_batch_size() > 1:
+        settings = settings.halved()
+        clear_checkpoints(trial.folder)
+        values = _attempt(study, settings, trial)
+    return {
+        "trial": trial.id,
+        "study": study.name,
+        "arm": trial.arm.name,
+        "factors": dict(trial.arm.factors),
+        "seed": trial.seed,
+        "data": settings.data,
+        "image_size": settings.image_size,
+        "device": resolve_devices(settings.gpus, settings.precision).name,
+        "micro_batch": settings.micro_batch_size(),
+        "deterministic": settings.deterministic,
+        **values,
+        "wall_seconds": time.perf_counter() - start,
+        "settings": settings.recorded(),
+        **environment(),
+    }
+
+
+def prepare_folder(folder: Path) -> None:
+    """Remove what a call that was killed left of the trial, but for the fits that can go on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            if not any(entry.rglob(CHECKPOINT)):
+                shutil.rmtree(entry)
+        elif entry.name == "error.txt" or (entry.name.startswith(".") and entry.name.endswith(".tmp")):
+            entry.unlink()
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a trial that has ended."""
+    for path in folder.rglob(CHECKPOINT):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _attempt(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]:
+    check_stopped()
+    try:
+        return {**study.run(trial, settings), "status": "ok", "error": ""}
+    except SystemExit as error:
+        if error.code == 1 and isinstance(error.__context__, KeyboardInterrupt):  # Lightning's way to end on Ctrl-C
+            raise KeyboardInterrupt from None
+        values = _failure(error, trial)
+    except Exception as error:
+        fatal = end_of_study(error, trial.folder.parents[1], settings.data_dir)
+        if fatal is not None:
+            raise fatal from error
+        values = _failure(error, trial)
+    check_stopped()
+    free_memory()
+    return values
+
+
+def _failure(error: BaseException, trial: Trial) -> dict[str, Any]:
+    """Return the values of a failed trial; nothing of them refers to the error, which holds the trial's tensors."""
+    (trial.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+    words = " ".join(str(error).split())
+    values = {"status": "failed", "error": f"{type(error).__name__}: {words}"}
+    return {**values, "out_of_memory": True} if is_out_of_memory(error) else values
