@@ -13,7 +13,7 @@ import pytest
 from tl_lightning.study.cli import main
 
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+EXPERIMENTS = sorted(path for path in (ROOT / "experiments").glob("*.py") if path.stem != "findings")
 TINY = [
     *("--data", "digits", "--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32"),
     *("--samples-per-class", "4", "--max-val-samples", "20", "--max-test-samples", "20", "--batch-size", "8"),

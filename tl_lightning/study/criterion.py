@@ -24,6 +24,7 @@ class Criterion:
         unit: Unit of the effect.
         verdict: What the interval says of the rule.
         note: What limits the comparison; empty where nothing does.
+        published_effect: The published effect in this unit, where one number can stand for it.
     """
 
     finding: str
@@ -35,6 +36,7 @@ class Criterion:
     unit: str
     verdict: Verdict
     note: str = ""
+    published_effect: float | None = None
 
     def row(self) -> dict[str, Any]:
         """Return the criterion as a flat row for a table."""

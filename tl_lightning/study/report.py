@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from tl_lightning.data import DATASETS
 from tl_lightning.study.atomic import write_text
+from tl_lightning.study.command_line import command_line
 from tl_lightning.study.criterion import Criterion
 from tl_lightning.study.design import Study
 from tl_lightning.study.settings import Settings
@@ -100,7 +101,8 @@ class Report:
         for shown in self.figures:
             shown.figure.savefig(self.out / f"{shown.name}.png", dpi=150)
         if self.criteria:
-            rows = pd.DataFrame([{"study": self.study.name, **c.row()} for c in self.criteria])
+            command = command_line(self.study, self.settings)
+            rows = pd.DataFrame([{"study": self.study.name, **c.row(), "command": command} for c in self.criteria])
             write_text(self.out / "criteria.csv", rows.to_csv(index=False))
         write_text(self.out / "report.md", self.markdown())
 
@@ -158,7 +160,8 @@ class Report:
 
     def _setup(self) -> str:
         settings = {**self.settings.configuration(), "seeds": self.settings.seed_list()}
-        lines = [f"- {key}: {value}" for key, value in settings.items() if value is not None]
+        lines = [f"- command: `{command_line(self.study, self.settings)}`"]
+        lines += [f"- {key}: {value}" for key, value in settings.items() if value is not None]
         for column in ("device", "precision", "versions", "git_commit", "test_fingerprint"):
             if column in self.results and len(self.results):
                 values = sorted({str(value) for value in self.results[column]})

@@ -1,0 +1,48 @@
+"""What do the studies say of published findings?
+
+Question   Which published findings of transfer learning hold in the runs at hand, which fail, which are not decided?
+Command    python experiments/findings.py                        the committed reference runs
+           python experiments/findings.py --logs logs            your own runs
+Output     A table on the terminal; findings.md and findings.png in the folder of the runs.
+"""
+
+# %%
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tl_lightning.errors import UserError
+from tl_lightning.study.cli import fail
+from tl_lightning.study.findings import collect, findings_table, write_findings
+
+# What was found out of the reasons, by finding and run; the numbers themselves come from the runs alone.
+WHY: dict[tuple[str, str], str] = {}
+
+
+def main() -> None:
+    """Collect, write and print."""
+    line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    line.add_argument("--logs", type=Path, default=Path("logs/reference"), help="folder with a folder for each run")
+    folder = line.parse_args().logs
+    try:
+        criteria = collect(folder)
+        write_findings(criteria, folder, WHY)
+    except UserError as error:
+        fail(str(error))
+    shown = findings_table(criteria)[["finding", "run", "here", "n", "verdict", "criterion"]]
+    table = Table(title="Published findings in these runs", title_justify="left")
+    for column in shown:
+        table.add_column(column, overflow="fold")
+    for row in shown.itertuples(index=False):
+        table.add_row(*(str(value).replace("**", "") for value in row))
+    Console(highlight=False).print(table)
+    print(f"written: {folder / 'findings.md'}, {folder / 'findings.png'}")
+
+
+# %%
+if __name__ == "__main__":
+    main()

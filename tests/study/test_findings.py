@@ -1,0 +1,126 @@
+"""Criteria of several runs become one table and one figure; a command repeats its run."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tl_lightning import study
+from tl_lightning.errors import UserError
+from tl_lightning.study.cli import parse
+from tl_lightning.study.command_line import command_line
+from tl_lightning.study.findings import collect, findings_figure, findings_table, write_findings
+from tl_lightning.study.intervals import Interval
+from tl_lightning.study.report import Report
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Own(study.Settings):
+    """Settings.
+
+    Args:
+        sizes: Images a class.
+    """
+
+    sizes: list[int] = field(default_factory=lambda: [5, 20])
+
+
+DESIGN = study.Study("s", "Does it?", "", lambda _: [], lambda *_: {}, lambda _: None, settings=Own)
+
+
+def criterion(finding, mean, verdict, note="", published_effect=None, unit="points"):
+    effect = Interval(mean, mean - 1, mean + 1, 3)
+    return study.Criterion(finding, f"claim {finding}", "A 2000", "5", "above 0", effect, unit, verdict, note, published_effect)  # noqa: E501  # fmt: skip
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs' output folders, written by the report itself."""
+    for run, criteria in {
+        "one": [criterion("10a", 17.0, "holds", published_effect=15.0), criterion("2b", -0.5, "not decided")],
+        "two": [criterion("9a", 0.7, "fails", note="it is not CIFAR", unit="rank correlation")],
+    }.items():
+        out = tmp_path / run
+        out.mkdir()
+        results = pd.DataFrame({"arm": ["a"], "seed": [0], "status": ["ok"]})
+        report = Report(DESIGN, Own(sizes=[7]), out, [], results, ["a"])
+        for item in criteria:
+            report.criterion(item)
+        report.write()
+    return tmp_path
+
+
+def test_all_criteria_are_collected_in_the_order_of_findings(runs):
+    criteria = collect(runs)
+    assert criteria["finding"].tolist() == ["2b", "9a", "10a"]
+    table = findings_table(criteria)
+    assert table["here"].tolist() == [
+        "-0.5 [-1.5, +0.5] points",
+        "+0.7 [-0.3, +1.7] rank correlation",
+        "+17 [+16, +18] points",
+    ]
+    assert table["verdict"].tolist() == ["**not decided**", "**fails**", "**holds**"]
+
+
+def test_failed_ones_stay_in_with_what_is_known_of_the_reason(runs):
+    write_findings(collect(runs), runs, {("9a", "two"): "The maps are 3 cells wide."})
+    text = (runs / "findings.md").read_text()
+    assert "3 criteria, written before the runs: 1 holds, 1 fails, 1 not decided" in text
+    assert "**9a** (two, fails): it is not CIFAR The maps are 3 cells wide." in text
+    assert "python experiments/s.py --sizes '[7]'" in text
+    assert (runs / "findings.png").stat().st_size > 10_000
+
+
+def test_the_figure_has_a_panel_for_each_unit_and_marks_the_published_effect(runs):
+    figure = findings_figure(collect(runs))
+    assert [axes.get_xlabel() for axes in figure.axes] == ["points", "rank correlation"]
+    crosses = [line.get_xdata().tolist() for line in figure.axes[0].lines if line.get_marker() == "x"]
+    assert [15.0] in crosses
+
+
+def test_without_runs_it_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="run a study first"):
+        collect(tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "criteria.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="is no criteria file"):
+        collect(tmp_path)
+
+
+def test_the_script_prints_and_writes(runs):
+    command = [sys.executable, str(ROOT / "experiments" / "findings.py"), "--logs", str(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "not decided" in done.stdout
+    assert (runs / "findings.md").exists()
+    wrong = subprocess.run([*command[:-1], str(runs / "none")], capture_output=True, text=True, cwd=ROOT)
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"sizes": [1, 2], "learning_rates": [0.001, 0.01], "seeds": [3, 4]},
+        {"data": "imagefolder", "data_dir": "my images", "precision": "bf16-mixed", "weight_decay": 0.0},
+        {"samples_per_class": None, "seeds": 7, "image_size": 224},
+    ],
+)
+def test_the_command_repeats_the_settings(changed):
+    settings = replace(Own(), **changed)
+    words = shlex.split(command_line(DESIGN, settings))
+    assert words[:2] == ["python", "experiments/s.py"]
+    assert parse(DESIGN, words[2:]) == settings
+
+
+def test_where_a_run_goes_is_no_part_of_its_command():
+    assert command_line(DESIGN, Own(out="/somewhere", gpus=0, fresh=True)) == "python experiments/s.py"

@@ -1,0 +1,40 @@
+"""The command that repeats a study: its script, and what differs from its own YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from tl_lightning.study.settings import NOT_PART_OF_THE_STUDY, Settings
+
+if TYPE_CHECKING:
+    from tl_lightning.study.design import Study
+
+
+def command_line(study: Study, settings: Settings) -> str:
+    """Return the shell command that runs the study with these settings, seeds among them.
+
+    Where it runs and where its results go is left out: ``--gpus``, ``--out`` and the like do not change the question.
+    """
+    from tl_lightning.study.cli import parse
+
+    default = parse(study, [])
+    words = ["python", f"experiments/{study.name}.py"]
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        skipped = field.name in NOT_PART_OF_THE_STUDY and field.name != "seeds"
+        if not skipped and value != getattr(default, field.name):
+            words += ["--" + field.name.replace("_", "-"), _text(value)]
+    return shlex.join(words)
+
+
+def _text(value: Any) -> str:
+    """Return a value as the command line reads it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_text(item) for item in value) + "]"
+    return str(value)
