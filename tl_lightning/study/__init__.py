@@ -32,6 +32,10 @@ _EXPORTS = {
     "plots": "tl_lightning.study.plots",
     "statistics": "tl_lightning.study.statistics",
     "measure_step_cost": "tl_lightning.study.step_cost",
+    "pretrained_on": "tl_lightning.study.source",
+    "sources": "tl_lightning.study.source",
+    "source_columns": "tl_lightning.study.source",
+    "source_record": "tl_lightning.study.source",
 }
 
 __all__ = list(_EXPORTS)
