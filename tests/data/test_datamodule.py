@@ -196,7 +196,7 @@ def test_other_batches_pass_untouched() -> None:
 def test_every_set_has_a_card() -> None:
     assert set(DATASETS) == {
         *("cifar10", "cifar100", "elpv", "digits", "fashion_mnist", "svhn", "stl10", "eurosat", "dtd"),
-        *("flowers102", "oxford_pets", "food101", "pcam", "imagefolder"),
+        *("flowers102", "oxford_pets", "food101", "pcam", "imagefolder", "scene_digits"),
     }
     for name, card in DATASETS.items():
         assert card.name == name

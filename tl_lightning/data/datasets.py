@@ -9,6 +9,7 @@ from tl_lightning.data.card import DatasetCard
 from tl_lightning.data.folder import LAYOUT, load_image_folder
 from tl_lightning.data.images import RawSet
 from tl_lightning.data.packaged import load_elpv, load_sklearn_digits
+from tl_lightning.data.scene_digits import load_scene_digits
 from tl_lightning.data.torchvision_sets import load_torchvision
 from tl_lightning.errors import UserError, unknown_name
 
@@ -38,6 +39,10 @@ def _load_digits(root: Path | None, download: bool) -> RawSet:
     return load_sklearn_digits(root)
 
 
+def _load_scene_digits(root: Path | None, download: bool) -> RawSet:
+    return load_scene_digits(root)
+
+
 _CARDS = [
     DatasetCard(
         name="elpv",
@@ -62,6 +67,18 @@ _CARDS = [
         licence="CC BY 4.0",
         source="Alpaydin and Kaynak 1998, UCI Optical Recognition of Handwritten Digits; sklearn.datasets.load_digits",
         load=_load_digits,
+    ),
+    DatasetCard(
+        name="scene_digits",
+        classes=10,
+        train_images=600,
+        native_size=32,
+        channels=3,
+        imagenet_overlap="none: handwritten digits in composed scenes",
+        overlapping_classes=0,
+        licence="CC BY 4.0",
+        source="handwriting of sklearn.datasets.load_digits (Alpaydin and Kaynak 1998), composed by this package",
+        load=_load_scene_digits,
     ),
     DatasetCard(
         name="cifar10",
