@@ -33,21 +33,35 @@ class StudyParser(ArgumentParser):
 
 
 def main(study: Study, argv: list[str] | None = None) -> None:
-    """Run ``study`` from the command line and exit: 0 all trials ended, 1 some failed, 2 wrong command."""
+    """Run ``study`` from the command line and exit.
+
+    The exit code is 0 when all trials ended well, 1 when some failed, 2 for a wrong command or a folder that cannot
+    be used, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     argv = sys.argv[1:] if argv is None else argv
     settings = parse(study, argv)
+    from tl_lightning.study.repeat import repeat_trial
     from tl_lightning.study.runner import print_plan, run_study
     from tl_lightning.study.signals import Stopped, stop_signals
 
     _quiet()
+    work = print_plan if "--plan" in argv else repeat_trial if settings.repeat is not None else run_study
     try:
         with stop_signals():
-            sys.exit(print_plan(study, settings) if "--plan" in argv else run_study(study, settings))
+            sys.exit(work(study, settings))
     except UserError as error:
         fail(str(error))
     except Stopped as stopped:
-        print(f"\nstopped by {stopped}; the same command goes on with the trials that are left", file=sys.stderr)
+        print(
+            f"{_after_echo()}stopped by {stopped}; the same command goes on with the trials that are left",
+            file=sys.stderr,
+        )
         sys.exit(stopped.exit_code)
+
+
+def _after_echo() -> str:
+    """Return a line break where a terminal has just shown ``^C``."""
+    return "\n" if sys.stderr.isatty() else ""
 
 
 def fail(message: str) -> NoReturn:

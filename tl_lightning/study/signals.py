@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-NAMES = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+NAMES = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+GRACE_SECONDS = 3.0  # to reach a place where stopping is safe
 _received: list[int] = []
+_timers: list[threading.Timer] = []
 
 
 class Stopped(BaseException):
@@ -31,10 +34,12 @@ class Stopped(BaseException):
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Let the signals raise `Stopped` inside; Ctrl-C does the same, also where Lightning makes it `SystemExit`.
+    """Let the signals end what runs inside with `Stopped`.
 
-    Outside of the main thread nothing is changed, as Python handles signals there only. An ignored signal stays
-    ignored (``nohup``).
+    A signal is noted, and `check_stopped` raises at the next place where stopping is safe, such as between two
+    batches. A second signal, or three seconds, raise wherever the program is: Python would drop an exception that
+    rises in a destructor, so this is tried again until it works. Outside of the main thread nothing is changed, as
+    Python handles signals there only; an ignored signal stays ignored (``nohup``).
     """
     _received.clear()
     earlier = {}
@@ -42,22 +47,29 @@ def stop_signals() -> Iterator[None]:
         numbers = [getattr(signal, name) for name in NAMES]
         earlier = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
         for number in earlier:
-            signal.signal(number, _stop)
+            signal.signal(number, _note)
     try:
         yield
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT) from None
     finally:
+        while _timers:
+            _timers.pop().cancel()
         for number, handler in earlier.items():
             signal.signal(number, handler)
 
 
 def check_stopped() -> None:
-    """Raise `Stopped` for a signal whose exception was lost (Python drops those that rise in a destructor)."""
+    """Raise `Stopped` if a signal has come; call it where nothing is left half done."""
     if _received:
         raise Stopped(_received[0])
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _note(number: int, frame: FrameType | None) -> None:
     _received.append(number)
-    raise Stopped(number)
+    timer = threading.Timer(GRACE_SECONDS, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    _timers.append(timer)
+    timer.start()
+    if len(_received) > 1:
+        raise Stopped(_received[0])

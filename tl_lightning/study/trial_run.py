@@ -34,6 +34,7 @@ def run_trial(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]:
     while values.pop("out_of_memory", False) and settings.auto_batch and settings.micro_batch_size() > 1:
         settings = settings.halved()
         clear_checkpoints(trial.folder)
+        (trial.folder / "error.txt").unlink(missing_ok=True)
         values = _attempt(study, settings, trial)
     return {
         "trial": trial.id,
@@ -75,16 +76,17 @@ def _attempt(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]:
     check_stopped()
     try:
         return {**study.run(trial, settings), "status": "ok", "error": ""}
-    except SystemExit as error:
-        if error.code == 1 and isinstance(error.__context__, KeyboardInterrupt):  # Lightning's way to end on Ctrl-C
+    except SystemExit as error:  # Lightning ends a fit so on Ctrl-C and on SIGTERM
+        check_stopped()
+        if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         values = _failure(error, trial)
     except Exception as error:
+        check_stopped()
         fatal = end_of_study(error, trial.folder.parents[1], settings.data_dir)
         if fatal is not None:
             raise fatal from error
         values = _failure(error, trial)
-    check_stopped()
     free_memory()
     return values
 
