@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from tl_lightning.analysis import linear_probe_accuracy
 from tl_lightning.data import TransferDataModule
@@ -31,9 +30,3 @@ def test_the_labels_are_what_a_classifier_can_learn() -> None:
     images, labels = pixels("train")
     shuffled = np.random.default_rng(0).permutation(labels)
     assert linear_probe_accuracy(images, shuffled, *pixels("test")) < 0.25
-
-
-def test_every_call_gives_the_same_images() -> None:
-    first, second = (load_scene_digits(None).parts["val"] for _ in range(2))
-    assert torch.equal(first.source.images, second.source.images)
-    assert np.array_equal(first.labels, second.labels)

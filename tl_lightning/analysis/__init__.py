@@ -3,9 +3,13 @@
 from tl_lightning._lazy import lazy_exports
 
 _EXPORTS = {
+    "ChannelImages": "tl_lightning.analysis.feature_visualisation",
     "GradCAMMaps": "tl_lightning.analysis.attribution",
     "PointingGrids": "tl_lightning.analysis.faithfulness",
     "RoadScores": "tl_lightning.analysis.faithfulness",
+    "SanityCheck": "tl_lightning.analysis.sanity_check",
+    "channel_activations": "tl_lightning.analysis.feature_visualisation",
+    "diagonal_frechet_distance": "tl_lightning.analysis.source_statistics",
     "frechet_distance": "tl_lightning.analysis.similarity",
     "gaussian_frechet_distance": "tl_lightning.analysis.similarity",
     "grad_cam": "tl_lightning.analysis.attribution",
@@ -22,10 +26,15 @@ _EXPORTS = {
     "pointing_grids": "tl_lightning.analysis.faithfulness",
     "pointing_share": "tl_lightning.analysis.faithfulness",
     "proxy_a_distance": "tl_lightning.analysis.similarity",
+    "randomisation_check": "tl_lightning.analysis.sanity_check",
     "rank_correlation": "tl_lightning.analysis.faithfulness",
     "regularised_h_score": "tl_lightning.analysis.transferability",
     "road": "tl_lightning.analysis.faithfulness",
+    "stage_activations": "tl_lightning.analysis.stage_similarity",
+    "stage_cka": "tl_lightning.analysis.stage_similarity",
+    "source_distances": "tl_lightning.analysis.source_statistics",
     "untouched": "tl_lightning.analysis.untouched",
+    "visualise_channels": "tl_lightning.analysis.feature_visualisation",
     "weight_drift": "tl_lightning.analysis.similarity",
     "weight_randomisation_cascade": "tl_lightning.analysis.randomisation",
 }

@@ -114,14 +114,34 @@ def spearman(x: ArrayLike, y: ArrayLike, seed: int = 0, confidence: float = 0.95
     Raises:
         UserError: Under 3 pairs, unequal lengths, a value that is not finite, or a side that is constant.
     """
-    first, second = aligned(x, y)
-    if len(first) < 3:
-        raise UserError(f"a rank correlation needs at least 3 pairs, got {len(first)}")
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        raise UserError("a rank correlation needs values that differ, one side is constant")
+    first, second = _rankable(x, y)
     estimate = float(_rank_correlation(first, second))
     low, high = _bootstrap((first, second), _rank_correlation, seed, confidence, resamples)
     return Interval(estimate, low, high, len(first))
+
+
+def mean_spearman(
+    scores: Mapping[str, ArrayLike], y: ArrayLike, seed: int = 0, confidence: float = 0.95, resamples: int = 2000
+) -> Interval:
+    """Return Spearman's rank correlation with y, averaged over several scores, with its bootstrap interval.
+
+    Whole columns (a pair of y and all scores) are resampled, since the scores of one column depend on each other.
+
+    Args:
+        scores: Each [n], n >= 3, aligned with `y`.
+        y: Shape [n].
+        seed: Seed of the resampling.
+        confidence: Coverage of the interval.
+        resamples: Number of bootstrap samples.
+
+    Raises:
+        UserError: As `spearman`, or there is no score.
+    """
+    if not scores:
+        raise UserError("a mean rank correlation needs at least one score")
+    columns = (finite(y), *(_rankable(values, y)[0] for values in scores.values()))
+    low, high = _bootstrap(columns, _mean_rank_correlation, seed, confidence, resamples)
+    return Interval(float(_mean_rank_correlation(*columns)), low, high, len(columns[0]))
 
 
 def slope(x: ArrayLike, y: ArrayLike, groups: Sequence[Hashable] | None = None, confidence: float = 0.95) -> Interval:
@@ -183,6 +203,15 @@ def aligned(a: Values, b: Values) -> tuple[NDArray[np.float64], NDArray[np.float
     return first, second
 
 
+def _rankable(x: Values, y: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    first, second = aligned(x, y)
+    if len(first) < 3:
+        raise UserError(f"a rank correlation needs at least 3 pairs, got {len(first)}")
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        raise UserError("a rank correlation needs values that differ, one side is constant")
+    return first, second
+
+
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise UserError(f"confidence must lie between 0 and 1, not {confidence}")
@@ -221,6 +250,10 @@ def _rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64], axis: int 
     covariance = np.sum(centred[0] * centred[1], axis=axis)
     # a resample in which one side is constant says nothing about the order: it counts as no correlation
     return np.divide(covariance, norm, out=np.zeros_like(norm), where=norm > 0)
+
+
+def _mean_rank_correlation(y: NDArray[np.float64], *scores: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+    return np.mean([_rank_correlation(score, y, axis=axis) for score in scores], axis=0)
 
 
 def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

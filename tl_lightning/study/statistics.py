@@ -22,6 +22,7 @@ from tl_lightning.study.intervals import (
     aligned,
     bootstrap_interval,
     mean_interval,
+    mean_spearman,
     slope,
     spearman,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "equivalence",
     "holm",
     "mean_interval",
+    "mean_spearman",
     "paired_difference",
     "paired_ratio",
     "shared",

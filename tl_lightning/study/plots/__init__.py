@@ -6,13 +6,16 @@ from tl_lightning.study.plots.differences import paired_differences
 from tl_lightning.study.plots.factor import accuracy_against_factor
 from tl_lightning.study.plots.lines import gains_against_number, metric_against_number
 from tl_lightning.study.plots.pareto import pareto, pareto_front
+from tl_lightning.study.plots.scores import correlation_forest, named_points
 
 __all__ = [
     "accuracy_against_factor",
+    "correlation_forest",
     "cost_bars",
     "gains_against_number",
     "learning_curves",
     "metric_against_number",
+    "named_points",
     "paired_differences",
     "pareto",
     "pareto_front",
