@@ -1,6 +1,7 @@
 """Callbacks that work in any LightningModule with one optimizer."""
 
 from tl_lightning.callbacks.augmentation import BatchAugmentation
+from tl_lightning.callbacks.dense_augmentation import DenseAugmentation
 from tl_lightning.callbacks.discriminative_lr import DiscriminativeLR
 from tl_lightning.callbacks.efficiency import EfficiencyMonitor
 from tl_lightning.callbacks.freeze_audit import FreezeAudit
@@ -14,6 +15,7 @@ from tl_lightning.callbacks.unfreezing import ProgressiveUnfreezing
 __all__ = [
     "BatchAugmentation",
     "ByEpoch",
+    "DenseAugmentation",
     "DiscriminativeLR",
     "EfficiencyMonitor",
     "FreezeAudit",

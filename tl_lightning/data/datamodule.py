@@ -23,6 +23,7 @@ from tl_lightning.data.shifts import check_shift
 from tl_lightning.data.sources import PixelSource
 from tl_lightning.data.store import Storage
 from tl_lightning.data.torchvision_sets import LOADERS
+from tl_lightning.data.unlabelled import PredictedImages, unlabelled_files, unlabelled_images
 from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.paths import user_path
 
@@ -65,6 +66,7 @@ class TransferDataModule(LightningDataModule):
         cache_dir: Folder for decoded images and downloads; by default ``$TL_LIGHTNING_CACHE`` or
             ``~/.cache/tl_lightning``.
         memory_limit_mb: Decoded images above this are memory-mapped from the cache folder.
+        predict_dir: Folder of images without labels to predict; the test part by default.
 
     Raises:
         UserError: From the constructor for a value that cannot be; from ``setup`` for data that is missing or unusable.
@@ -99,6 +101,7 @@ class TransferDataModule(LightningDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
         cache_dir: str | None = None,
         memory_limit_mb: int = 2048,
+        predict_dir: str | None = None,
     ) -> None:
         super().__init__()
         self.card: DatasetCard = dataset_card(name)
@@ -121,6 +124,7 @@ class TransferDataModule(LightningDataModule):
         self.on_bad_image = on_bad_image
         self.cache_dir = cache_dir
         self.memory_limit_mb = memory_limit_mb
+        self.predict_dir = predict_dir
         self.skipped = 0
         self.class_names: list[str] = []
         self._sources: dict[Part, PixelSource] = {}
@@ -154,11 +158,16 @@ class TransferDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download what is missing (Lightning calls this on one process of a machine)."""
-        if self.download and self.name in LOADERS and not self.class_names:
+        if self.download and self.name in LOADERS and not self.class_names and self.predict_dir is None:
             self._load(download=True)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load, split and decode; does its work once."""
+        """Load, split and decode; does its work once. To predict a folder needs neither classes nor labels."""
+        if stage == "predict" and self.predict_dir is not None:
+            paths, skips = unlabelled_files(self.predict_dir), self.on_bad_image == "skip"
+            found = unlabelled_images(paths, self.card.channels, self.image_size, skip_bad=skips)
+            self._unlabelled, self._unlabelled_names = found
+            return
         if self.class_names:
             return
         # Other ranks wait for rank 0's `prepare_data`; two downloads into one folder would spoil each other.
@@ -198,6 +207,18 @@ class TransferDataModule(LightningDataModule):
     def test_dataloader(self) -> BatchLoader:
         """Return the loader of the test set."""
         return self._loader(self.test_set, self.eval_batch_size)
+
+    def predict_dataloader(self) -> BatchLoader:
+        """Return the loader of the images without labels, or of the test set."""
+        return self._loader(self.test_set if self.predict_dir is None else self._unlabelled, self.eval_batch_size)
+
+    def predicted_images(self) -> PredictedImages:
+        """Return what to call the images of ``predict_dataloader``, by their ``index``."""
+        if self.predict_dir is not None:
+            return self._unlabelled_names
+        positions = self.test_set.indices.tolist()
+        paths = getattr(self._sources["test"], "paths", None)
+        return PredictedImages(tuple(paths[p] if paths else str(p) for p in positions), paths is not None)
 
     def _loader(self, image_set: ImageSet, batch_size: int, shuffle: bool = False) -> BatchLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -16,6 +16,7 @@ from tl_lightning.data.dense_datasets import DenseCard, DenseRequest, RawDenseSe
 from tl_lightning.data.dense_set import DenseLoader, DenseSet, read_examples
 from tl_lightning.data.dense_sources import ExampleSource, Size
 from tl_lightning.data.partition import PARTS, Part
+from tl_lightning.data.unlabelled import PredictedImages, UnlabelledSet, unlabelled_files
 from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.paths import user_path
 
@@ -54,6 +55,7 @@ class DenseDataModule(LightningDataModule):
         on_bad_annotation: ``error`` at a box that leaves the image or has no area; ``skip`` to cut boxes to the image
             and leave empty ones out.
         download: Whether to download what is missing.
+        predict_dir: Folder of images without labels to predict; the test part by default.
 
     Raises:
         UserError: From the constructor for a value that cannot be; from ``setup`` for data that is missing or unusable.
@@ -82,6 +84,7 @@ class DenseDataModule(LightningDataModule):
         void_ids: Sequence[int] = (),
         on_bad_annotation: OnBad = "error",
         download: bool = True,
+        predict_dir: str | None = None,
     ) -> None:
         super().__init__()
         self.card: DenseCard = dense_card(name)
@@ -97,6 +100,7 @@ class DenseDataModule(LightningDataModule):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.seed = seed
+        self.predict_dir = predict_dir
         self.class_names: list[str] = []
         self.request = DenseRequest(
             task=self.task,
@@ -134,11 +138,14 @@ class DenseDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download what is missing (Lightning calls this on one process of a machine)."""
-        if self.request.download and self.card.downloaded:
+        if self.request.download and self.card.downloaded and self.predict_dir is None:
             self.card.load(self.request)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, split and decode; does its work once."""
+        """Read, split and decode; does its work once. To predict a folder needs neither classes nor labels."""
+        if stage == "predict" and self.predict_dir is not None:
+            self._unlabelled = UnlabelledSet(unlabelled_files(self.predict_dir), self.size)
+            return
         if self.class_names:
             return
         raw = self.card.load(self.request)
@@ -146,6 +153,8 @@ class DenseDataModule(LightningDataModule):
             examples = read_examples(source, positions, self.size)
             dense_set = DenseSet(examples, self.task, raw.class_names, torch.from_numpy(positions))
             setattr(self, f"{part}_set", dense_set)
+            if part == "test":
+                self._test_paths = [source.path(int(position)) for position in positions]
         self.class_names = list(raw.class_names)
 
     def _divide(self, raw: RawDenseSet) -> dict[Part, tuple[ExampleSource, splits.Ints]]:
@@ -184,7 +193,18 @@ class DenseDataModule(LightningDataModule):
         """Return the loader of the test set."""
         return self._loader(self.test_set, self.eval_batch_size)
 
-    def _loader(self, dense_set: DenseSet, batch_size: int, shuffle: bool = False) -> DenseLoader:
+    def predict_dataloader(self) -> DenseLoader:
+        """Return the loader of the images without labels, or of the test set."""
+        return self._loader(self.test_set if self.predict_dir is None else self._unlabelled, self.eval_batch_size)
+
+    def predicted_images(self) -> PredictedImages:
+        """Return what to call the images of ``predict_dataloader``, by their ``index``."""
+        paths = self._test_paths if self.predict_dir is None else self._unlabelled.paths
+        if None in paths:
+            return PredictedImages(tuple(str(int(position)) for position in self.test_set.indices), False)
+        return PredictedImages(tuple(str(path) for path in paths), True)
+
+    def _loader(self, dense_set: DenseSet | UnlabelledSet, batch_size: int, shuffle: bool = False) -> DenseLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DenseLoader(dense_set, batch_size, shuffle=shuffle, seed=self.seed, pin_memory=on_gpu)
 

@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ class DenseLoader(BatchLoader):
     """Serve a dense set in batches; order, resume and ranks are those of ``BatchLoader``.
 
     Args:
-        dense_set: The images.
+        dense_set: The images, a ``DenseSet`` or an ``UnlabelledSet``.
         batch_size: Images a batch (on each rank).
         shuffle: Random order (training) or the set's order (evaluation).
         seed: With the epoch, fixes the order.
@@ -110,14 +110,14 @@ class DenseLoader(BatchLoader):
 
     def __init__(
         self,
-        dense_set: DenseSet,
+        dense_set: Any,
         batch_size: int,
         *,
         shuffle: bool = False,
         seed: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        super().__init__(cast(Any, dense_set), batch_size, shuffle=shuffle, seed=seed, pin_memory=pin_memory)
+        super().__init__(dense_set, batch_size, shuffle=shuffle, seed=seed, pin_memory=pin_memory)
 
     def _gather(self, batches: list[Order]) -> Iterator[DenseBatch]:
         for positions in batches:

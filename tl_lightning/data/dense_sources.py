@@ -53,6 +53,9 @@ class ExampleSource(Protocol):
             UserError: The files are unusable; names them.
         """
 
+    def path(self, position: int) -> Path | None:
+        """Return the image's file, if it comes from one."""
+
     def content_key(self) -> str:
         """Return a hash that changes when the files or the way to read them change."""
 
@@ -79,6 +82,10 @@ class BoxFiles:
         boxes, labels, crowd = checked(annotated, image.height, image.width, self.on_bad)
         scale = np.array([size[1] / image.width, size[0] / image.height] * 2, np.float32)
         return Example(resized(image, size), boxes * scale, labels, crowd)
+
+    def path(self, position: int) -> Path:
+        """Return the image's file."""
+        return Path(self.images[position].path)
 
     def content_key(self) -> str:
         """Return a hash of every file and its annotation file."""
@@ -113,6 +120,10 @@ class MaskFiles:
         mask = Image.fromarray(self.classes.translate(values, mask_path))
         return Example(resized(image, size), mask=np.array(mask.resize(size[::-1], Image.Resampling.NEAREST)))
 
+    def path(self, position: int) -> Path:
+        """Return the image's file."""
+        return self.pairs[position][0]
+
     def content_key(self) -> str:
         """Return a hash of every file and of the classes."""
         return hash_files((file for pair in self.pairs for file in pair), repr(self.classes))
@@ -135,6 +146,9 @@ class ComposedScenes:
         """Compose a scene, with boxes and mask."""
         scene = scenes.compose(self.part, position, *size)
         return Example(scene.image, scene.boxes, scene.labels, np.zeros(len(scene.labels), bool), scene.mask)
+
+    def path(self, position: int) -> None:
+        """Return None: scenes are composed."""
 
     def content_key(self) -> str:
         """Return the name of the part: scenes are a pure function of it."""

@@ -1,0 +1,1 @@
+"""``python -m tl_lightning``: fit, validate, test and predict with one model, without a study."""
