@@ -37,6 +37,8 @@ _EXPORTS = {
     "plots": "tl_lightning.study.plots",
     "statistics": "tl_lightning.study.statistics",
     "measure_step_cost": "tl_lightning.study.step_cost",
+    "model_costs": "tl_lightning.study.model_costs",
+    "inference_cost": "tl_lightning.study.inference_cost",
     "fit_twin": "tl_lightning.study.twins",
     "explanations": "tl_lightning.study.explanations",
     "explanations_report": "tl_lightning.study.explanations_report",

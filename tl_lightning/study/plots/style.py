@@ -30,6 +30,12 @@ _TEXTS = {
     "forward_flops": "Forward pass (FLOPs an image)",
     "backward_flops": "Backward pass (FLOPs an image)",
     "samples_per_class": "Training images a class",
+    "gmacs": "Multiply-adds of an image (GMACs)",
+    "latency_ms": "Latency of one image (ms)",
+    "throughput": "Images a second in use",
+    "training_flops": "Operations of the whole training (FLOPs)",
+    "training_step_ms": "Training step (ms)",
+    "memory_increase_mb": "Memory of training (MiB)",
     "epoch": "Epoch",
 }
 _PARTS = {"val": "validation", "train": "training", "auroc": "AUROC", "f1": "F1", "ece": "calibration error"}
