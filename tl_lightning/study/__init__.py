@@ -45,7 +45,7 @@ _EXPORTS = {
     "epochs_for": "tl_lightning.study.budget",
     "rates": "tl_lightning.study.budget",
     "check_rates": "tl_lightning.study.budget",
-    "effective_data": "tl_lightning.study.effective_data",
+    "effective_data": "tl_lightning.study.data_multiplier",
     "with_images_seen": "tl_lightning.study.reached",
     "first_reached": "tl_lightning.study.reached",
     "pretrained_on": "tl_lightning.study.source",
