@@ -33,3 +33,51 @@ def first_reached(curves: pd.DataFrame, metric: str, value: float) -> pd.DataFra
     trials = curves[["arm", "seed"]].drop_duplicates()
     first = curves[curves[metric] >= value].sort_values("epoch").groupby(["arm", "seed"], sort=False)[columns].first()
     return trials.merge(first.reset_index(), on=["arm", "seed"], how="left").reset_index(drop=True)
+
+
+def race(curves: pd.DataFrame, arm: str, reference: str, metric: str = "val/accuracy") -> pd.DataFrame:
+    """Return by seed when an arm passes the best value that its reference ever had, and when the reference did.
+
+    Args:
+        curves: As for ``first_reached``.
+        arm: Name of the arm.
+        reference: Name of the arm whose best value is to be reached.
+        metric: Column, higher is better.
+
+    Returns:
+        A row for each seed that both arms have, with ``seed``, ``value``, ``images_seen`` and ``seconds`` of the arm
+        (missing where it never got there), ``reference_images_seen`` and ``reference_seconds``.
+    """
+    rows = []
+    for seed, own in curves[curves["arm"] == arm].groupby("seed"):
+        other = curves[(curves["arm"] == reference) & (curves["seed"] == seed)]
+        if other.empty:
+            continue
+        value = other[metric].max()
+        first, late = (first_reached(frame, metric, value).iloc[0] for frame in (own, other))
+        rows.append(
+            {
+                "seed": seed,
+                "value": value,
+                "images_seen": first["images_seen"],
+                "seconds": first["seconds"],
+                "reference_images_seen": late["images_seen"],
+                "reference_seconds": late["seconds"],
+            }
+        )
+    columns = ["seed", "value", "images_seen", "seconds", "reference_images_seen", "reference_seconds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def race_sentence(curves: pd.DataFrame, arm: str, reference: str, metric: str = "val/accuracy") -> str:
+    """Say in a sentence what ``race`` found."""
+    found = race(curves, arm, reference, metric)
+    passed = found.dropna(subset=["images_seen"])
+    if passed.empty:
+        return f"In none of {len(found)} seeds does *{arm}* reach the best validation accuracy of *{reference}*."
+    return (
+        f"*{arm}* reaches the best validation accuracy of *{reference}* ({100 * passed['value'].mean():.1f} % on "
+        f"average) in {len(passed)} of {len(found)} seeds, after {passed['images_seen'].mean():.0f} images and "
+        f"{passed['seconds'].mean():.1f} s where that needs {passed['reference_images_seen'].mean():.0f} images and "
+        f"{passed['reference_seconds'].mean():.1f} s."
+    )
