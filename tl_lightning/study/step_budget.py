@@ -1,0 +1,48 @@
+"""As many optimizer steps for a small training set as for a large one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lightning.pytorch.callbacks import Callback
+
+from tl_lightning.callbacks.validate_every import ValidateEvery
+from tl_lightning.study.budget import epochs_for
+from tl_lightning.study.settings import Settings
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train on a training set of one size.
+
+    Attributes:
+        epochs: Passes over the training images.
+        validate_every: Epochs from one validation to the next; divides ``epochs``.
+    """
+
+    epochs: int
+    validate_every: int
+
+    def callback(self) -> Callable[[], Callback]:
+        """Return what makes the callback that validates in these epochs only."""
+        return lambda: ValidateEvery(self.validate_every)
+
+
+def equal_steps(images: int, most_images: int, settings: Settings, validations: int = 8) -> Budget:
+    """Return the epochs in which a set takes as many steps as the largest set in ``settings.epochs``.
+
+    With equal epochs a small set would be trained in fewer steps, and a difference between sizes would be one of
+    training as well.
+
+    Args:
+        images: Training images.
+        most_images: Training images of the largest set of the study.
+        settings: Batch size and epochs of the largest set.
+        validations: About how often to validate at most; the epochs are rounded to a multiple.
+    """
+    steps = settings.epochs * math.ceil(most_images / settings.batch_size)
+    epochs = epochs_for(steps, images, settings.batch_size)
+    every = max(1, epochs // validations)
+    return Budget(every * math.ceil(epochs / every), every)
