@@ -32,6 +32,23 @@ def first_trainable(stages: Stages, frozen: int) -> str:
     return stages.names[frozen] if frozen < len(stages) else "nothing"
 
 
+def freezing_end(schedule: FreezingSchedule, stages: Stages, freeze_from: Depth | None) -> int | None:
+    """Return the stage from which on all are frozen, None for no such stage.
+
+    Raises:
+        UserError: The schedule freezes every stage before it at some time.
+    """
+    if freeze_from is None:
+        return None
+    end = frozen_stages(stages, freeze_from)
+    deepest = max([schedule.depth_at(stages, 0, {}), *(schedule.transitions(stages) or {}).values()])
+    if deepest >= end:
+        raise UserError(
+            f"freeze_from={freeze_from!r} leaves nothing to train where the schedule freezes the first {deepest} stages"
+        )
+    return end
+
+
 class FreezingSchedule(ABC):
     """Says how many stages are frozen in an epoch.
 

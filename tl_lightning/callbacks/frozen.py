@@ -46,7 +46,7 @@ def let_go(module: nn.Module) -> None:
 
 
 class FrozenStages:
-    """Freezes the shallowest stages of a module, and gives them back as they were.
+    """Freezes the shallowest stages of a module, if wanted the deepest too, and gives them back as they were.
 
     Parameters that do not require a gradient when this is made are left alone for good: somebody else froze them.
     All tensors and modules are looked up by name whenever the depth changes, so that layers that were replaced in
@@ -58,10 +58,14 @@ class FrozenStages:
         bn: What BatchNorm layers of frozen stages do. ``"eval"`` (and ``"recalibrate"``, once its statistics are
             there): frozen like all else. ``"affine_only"``: scale and shift train, statistics are frozen. ``"train"``:
             scale and shift train and statistics follow the batches.
+        freeze_from: From this stage on all are frozen too; gradients pass through them. By default none is.
     """
 
-    def __init__(self, module: nn.Module, stages: Stages, bn: BnPolicy = "eval") -> None:
+    def __init__(
+        self, module: nn.Module, stages: Stages, bn: BnPolicy = "eval", freeze_from: int | None = None
+    ) -> None:
         self.module, self.stages, self.bn = module, stages, bn
+        self.freeze_from = len(stages) if freeze_from is None else freeze_from
         self.depth: int | None = None
         self._trainable = {name for name, p in module.named_parameters() if p.requires_grad}
 
@@ -89,14 +93,14 @@ class FrozenStages:
         """Return the parameters that are frozen at the present depth, by name."""
         stage = self.stages.parameter_stage()
         exempt = self._affine_names()
-        frozen = {name for name, s in stage.items() if s < (self.depth or 0) and name not in exempt}
+        frozen = {name for name, s in stage.items() if self._is_frozen(s) and name not in exempt}
         return {name: p for name, p in self.module.named_parameters() if name in frozen}
 
     def buffers(self) -> dict[str, Tensor]:
         """Return the buffers that must not change at the present depth, by name."""
         stage = self.stages.buffer_stage()
         exempt = {f"{path}." for path, _ in self.batch_norms()} if self.bn == "train" else set()
-        frozen = {name for name, s in stage.items() if s < (self.depth or 0)}
+        frozen = {name for name, s in stage.items() if self._is_frozen(s)}
         return {
             name: b
             for name, b in self.module.named_buffers()
@@ -112,7 +116,13 @@ class FrozenStages:
     def trainable_at(self, depth: int) -> list[str]:
         """Return the names of the parameters that train at a depth."""
         stage, exempt = self.stages.parameter_stage(), self._affine_names()
-        return [name for name in stage if name in self._trainable and (stage[name] >= depth or name in exempt)]
+        trains = {name for name, s in stage.items() if not self._is_frozen(s, depth)} | exempt
+        return [name for name in stage if name in self._trainable & trains]
+
+    def _is_frozen(self, stage: int, depth: int | None = None) -> bool:
+        """Return whether a stage is frozen at a depth (by default the present one; nothing is before the first)."""
+        depth = self.depth if depth is None else depth
+        return depth is not None and not depth <= stage < self.freeze_from
 
     def _affine_names(self) -> set[str]:
         """Return the names of the BatchNorm parameters that train in frozen stages too."""
@@ -127,7 +137,7 @@ class FrozenStages:
                 yield name, module
 
     def _frozen_modules(self, depth: int) -> Iterator[tuple[str, nn.Module]]:
-        """Yield every module of which all that it computes lies in the first ``depth`` stages."""
+        """Yield every module that is frozen at a depth: by the last stage that it computes in."""
         stage, tensors = self.stages.module_stage(), {**self.stages.buffer_stage(), **self.stages.parameter_stage()}
         for name, module in self.module.named_modules():
             owner = name
@@ -135,9 +145,9 @@ class FrozenStages:
                 owner = owner.rpartition(".")[0]
             if isinstance(module, _BatchNorm):  # used at several depths, it is frozen with its tensors: the earliest
                 own = [tensors[n] for n in _own_tensors(name, module) if n in tensors]
-                if min([*own, stage[owner]]) < depth:
+                if self._is_frozen(min([*own, stage[owner]]), depth):
                     yield name, module
-            elif stage[owner] < depth:
+            elif self._is_frozen(stage[owner], depth):
                 yield name, module
 
 

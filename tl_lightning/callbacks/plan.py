@@ -129,6 +129,7 @@ def make_plan(
     epochs: int,
     input_size: Sequence[int],
     rates: PlannedRates,
+    freeze_from: int | None = None,
 ) -> Plan:
     """Return the plan of a schedule.
 
@@ -141,12 +142,15 @@ def make_plan(
         epochs: Number of epochs.
         input_size: Shape of one input, for example (3, 224, 224).
         rates: The learning rates.
+        freeze_from: From this stage on all are frozen too; by default none is.
     """
-    frozen, sizes = FrozenStages(module, stages, bn), {name: p.numel() for name, p in module.named_parameters()}
+    frozen = FrozenStages(module, stages, bn, freeze_from)
+    sizes = {name: p.numel() for name, p in module.named_parameters()}
     inside = {id(p) for p in module.parameters()}
     outside = [p for p in root.parameters() if id(p) not in inside]
     depths = [schedule.depth_at(stages, epoch, {}) for epoch in range(epochs)]
-    costs = {depth: training_cost(module, stages, depth, bn, input_size) for depth in {0, *depths}}
+    costs = {depth: training_cost(module, stages, depth, bn, input_size, freeze_from) for depth in depths}
+    whole = training_cost(module, stages, 0, bn, input_size)
 
     def row(epoch: int, depth: int) -> PlanRow:
         trainable = [sizes[name] for name in frozen.trainable_at(depth)]
@@ -154,12 +158,14 @@ def make_plan(
         return PlanRow(
             epoch=epoch,
             depth=depth,
-            stages=stages.names[depth:],
+            stages=stages.names[depth:freeze_from],
             trainable_parameters=sum(trainable) + sum(p.numel() for p in outside if p.requires_grad),
             bn=bn,
-            learning_rates={name: rate for name, rate in learning_rates.items() if name in stages.names[depth:]},
-            backward_share=_share(costs[depth].backward_flops, costs[0].backward_flops),
-            activation_share=_share(costs[depth].activation_bytes, costs[0].activation_bytes),
+            learning_rates={
+                name: rate for name, rate in learning_rates.items() if name in stages.names[depth:freeze_from]
+            },
+            backward_share=_share(costs[depth].backward_flops, whole.backward_flops),
+            activation_share=_share(costs[depth].activation_bytes, whole.activation_bytes),
         )
 
     note = "" if schedule.transitions(stages) is not None else f"{schedule.describe(stages)}: thaws depend on training"
@@ -167,13 +173,20 @@ def make_plan(
     return Plan(tuple(row(epoch, depth) for epoch, depth in enumerate(depths)), total, note)
 
 
-def training_cost(module: nn.Module, stages: Stages, depth: int, bn: BnPolicy, input_size: Sequence[int]) -> Cost:
+def training_cost(
+    module: nn.Module,
+    stages: Stages,
+    depth: int,
+    bn: BnPolicy,
+    input_size: Sequence[int],
+    freeze_from: int | None = None,
+) -> Cost:
     """Return what a training image costs at a freezing depth, from shapes alone: nothing is computed.
 
     Forward and backward run on meta tensors, with the very freezing code of the fit, under torch's FLOP counter.
     """
     model = _meta_copy(module)
-    FrozenStages(model, stages, bn).apply(depth)
+    FrozenStages(model, stages, bn, freeze_from).apply(depth)
     image = torch.empty(_BATCH, *input_size, device="meta")
     kept = _KeptTensors([*model.parameters(), *model.buffers(), image])
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, _unchanged):

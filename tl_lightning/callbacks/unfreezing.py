@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from tl_lightning.backbones import Stages
 from tl_lightning.callbacks.bn_recalibration import recalibrate
 from tl_lightning.callbacks.discriminative_lr import DiscriminativeLR
-from tl_lightning.callbacks.freezing_schedule import Depth, FreezingSchedule, as_schedule, check_schedule
+from tl_lightning.callbacks.freezing_schedule import Depth, FreezingSchedule, as_schedule, check_schedule, freezing_end
 from tl_lightning.callbacks.frozen import BnPolicy, FrozenStages
 from tl_lightning.callbacks.plan import Plan, PlannedRates, make_plan
 from tl_lightning.callbacks.progress import Progress, check_same
@@ -51,6 +51,8 @@ class ProgressiveUnfreezing(StageCallback):
             step would move every weight by the full rate.
         lr_floor: The rate of thawed stages does not fall below this share of their peak rate, so that a stage that
             thaws in the tail of a schedule still learns.
+        freeze_from: Stages from this one on, the head among them, stay frozen too, so that shallow stages train alone
+            (surgical fine-tuning, Lee et al. 2023); gradients pass through them. By default none.
         allow_never_trained: Whether a schedule with several depths may leave stages frozen to the end.
 
     Raises:
@@ -66,6 +68,7 @@ class ProgressiveUnfreezing(StageCallback):
         bn: BnPolicy = "eval",
         warmup_steps: int = 0,
         lr_floor: float = 0.0,
+        freeze_from: Depth | None = None,
         allow_never_trained: bool = False,
     ) -> None:
         super().__init__(attribute, stages)
@@ -78,6 +81,7 @@ class ProgressiveUnfreezing(StageCallback):
         self.schedule = as_schedule(schedule)
         self.bn: BnPolicy = bn
         self.warmup_steps, self.lr_floor = warmup_steps, lr_floor
+        self.freeze_from = freeze_from
         self.allow_never_trained = allow_never_trained
         self._frozen: FrozenStages | None = None
         self._swa = SwaGuard()
@@ -120,9 +124,10 @@ class ProgressiveUnfreezing(StageCallback):
         staged = staged_module(module, self.attribute) if isinstance(module, pl.LightningModule) else module
         stages = find_stages(staged, self._given)
         check_schedule(self.schedule, stages, epochs, self.allow_never_trained)
-        check_policy(FrozenStages(staged, stages, self.bn), self.schedule.depth_at(stages, 0, {}))
+        end = freezing_end(self.schedule, stages, self.freeze_from)
+        check_policy(FrozenStages(staged, stages, self.bn, end), self.schedule.depth_at(stages, 0, {}))
         rates = PlannedRates(lr, multiplier, steps_per_epoch, self.warmup_steps, self.lr_floor, discriminative)
-        return make_plan(module, staged, stages, self.schedule, self.bn, epochs, input_size, rates)
+        return make_plan(module, staged, stages, self.schedule, self.bn, epochs, input_size, rates, end)
 
     # ---- fit start
 
@@ -144,7 +149,8 @@ class ProgressiveUnfreezing(StageCallback):
         unlimited = trainer.max_epochs in (None, -1) or trainer.fast_dev_run  # type: ignore[attr-defined]
         epochs = None if unlimited else trainer.max_epochs
         check_schedule(self.schedule, self.stages, epochs, self.allow_never_trained)
-        self._frozen = FrozenStages(staged_module(pl_module, self.attribute), self.stages, self.bn)
+        end = freezing_end(self.schedule, self.stages, self.freeze_from)
+        self._frozen = FrozenStages(staged_module(pl_module, self.attribute), self.stages, self.bn, end)
         check_policy(self._frozen, self.schedule.depth_at(self.stages, 0, {}))
         check_same(self._resumed, self._made_with())
 
@@ -279,5 +285,6 @@ class ProgressiveUnfreezing(StageCallback):
             "bn": self.bn,
             "warmup_steps": self.warmup_steps,
             "lr_floor": self.lr_floor,
+            "freeze_from": self.freeze_from,
             "stages": list(self.stages.names),
         }
