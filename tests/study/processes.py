@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).parents[2]
+FREEZING = ROOT / "experiments" / "freezing.py"
 TINY = [
     *("--data", "digits", "--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32"),
     *("--samples-per-class", "4", "--max-val-samples", "20", "--max-test-samples", "20", "--batch-size", "8"),
@@ -26,7 +27,9 @@ MEASURED = re.compile(r"seconds|images_per_second|memory|step_time_ratio|git_")
 class Running:
     """A study in a process; its stderr is read as it comes."""
 
-    def __init__(self, *arguments: object, script: Path | str = ROOT / "experiments" / "freezing.py") -> None:
+    def __init__(
+        self, *arguments: object, script: Path | str = ROOT / "experiments" / "freezing.py", **env: str
+    ) -> None:
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, str(script), *map(str, arguments)],
@@ -34,7 +37,7 @@ class Running:
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

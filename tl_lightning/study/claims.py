@@ -66,11 +66,16 @@ class Claims:
         with contextlib.suppress(OSError):
             (self.trials / PROCESSES).rmdir()
 
-    def take(self, trial: str) -> bool:
-        """Claim the trial; False where another process that is alive has it."""
+    def take(self, trial: str, ticket: str | None = None) -> bool:
+        """Claim the trial; False where another process that is alive has it.
+
+        Args:
+            trial: Its id.
+            ticket: Of a launcher: who had the same one is known to be dead.
+        """
         path = self.trials / trial / NAME
-        while not self._make(path):
-            if not self._drop_stale(path):
+        while not self._make(path, ticket):
+            if not self._drop_stale(path, ticket):
                 return False
         return True
 
@@ -96,9 +101,9 @@ class Claims:
             if path not in self._held:
                 yield path
 
-    def _make(self, path: Path) -> bool:
+    def _make(self, path: Path, ticket: str | None = None) -> bool:
         token = secrets.token_hex(8)
-        owner = {**identity(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token}
+        owner = {**identity(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token, "ticket": ticket}
         temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,10 +125,10 @@ class Claims:
             if token is not None and _read(path).get("token") == token:
                 path.unlink()
 
-    def _drop_stale(self, path: Path) -> bool:
+    def _drop_stale(self, path: Path, ticket: str | None = None) -> bool:
         """Remove the claim of a process that is gone; return whether the place is free now."""
         seen = _read(path)
-        if not self._is_gone(path, seen):
+        if not (ticket is not None and seen.get("ticket") == ticket) and not self._is_gone(path, seen):
             return False
         with self.lock():
             if _read(path) == seen:  # nobody was faster: what is there now could be a claim that is alive

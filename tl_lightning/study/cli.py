@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from tl_lightning.errors import UserError
+from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.study.design import Study
 from tl_lightning.study.settings import Settings
 
@@ -124,6 +124,8 @@ def check(settings: Settings) -> None:
             raise UserError(f"{_dashed('--' + name)} must be at least 1, not {value}")
     if settings.batch_size % settings.micro_batch_size():
         raise UserError(f"--micro-batch {settings.micro_batch} must divide --batch-size {settings.batch_size}")
+    if settings.launcher not in ("local", "ray", "slurm"):
+        raise unknown_name("launcher", settings.launcher, ("local", "ray", "slurm"))
     if settings.checkpoint_seconds < 0:
         raise UserError(f"--checkpoint-seconds must not be negative, not {settings.checkpoint_seconds}")
     if (settings.gpus or 0) < 0 or settings.workers < 0:

@@ -16,6 +16,7 @@ from rich.table import Table
 from tl_lightning.errors import UserError
 from tl_lightning.study.design import Study, Trial
 from tl_lightning.study.devices import resolve_devices
+from tl_lightning.study.launchers import launched
 from tl_lightning.study.records import LOCK_SECONDS, RecordStore
 from tl_lightning.study.report import Report
 from tl_lightning.study.results import results_frame, summary_frame, write_results_csv, write_summary_csv
@@ -88,6 +89,10 @@ def _run_trials(study: Study, settings: Settings, trials: list[Trial], store: Re
         console.print(f"waiting for {len(elsewhere)} that run elsewhere: {names}", markup=False, soft_wrap=True)
 
     with _progress(console, len(trials)) as advance:
+        if left and settings.launcher != "local":
+            for record in launched(study, settings, list(left.values()), store, console.print):
+                ended(record)
+                advance(len(trials) - len(left), _line(record), _time_left(list(left.values()), seconds))
         for trial in work.claimed(ended, waiting):
             record = run_trial(study, settings, trial)
             if not store.claims.holds(trial.id):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 # Where and how fast a study runs, or how many seeds of it, does not make it another study: these may change between
@@ -21,9 +21,21 @@ NOT_PART_OF_THE_STUDY = (
     "deterministic",
     "checkpoint_seconds",
     "repeat",
+    "launcher",
+    "launcher_options",
 )
 # What says where and how a call works, and nothing about the trial itself.
-NOT_RECORDED = ("out", "fresh", "retry_failed", "cache_dir", "auto_batch", "checkpoint_seconds", "repeat")
+NOT_RECORDED = (
+    "out",
+    "fresh",
+    "retry_failed",
+    "cache_dir",
+    "auto_batch",
+    "checkpoint_seconds",
+    "repeat",
+    "launcher",
+    "launcher_options",
+)
 
 
 @dataclass
@@ -58,6 +70,8 @@ class Settings:
         deterministic: Use deterministic algorithms only, on a GPU too; an operation without one fails the trial.
         checkpoint_seconds: Seconds between checkpoints (at ends of epochs) from which an interrupted fit goes on.
         repeat: Id of a recorded trial to run again in a temporary folder; says whether it agrees, exit code 0 or 1.
+        launcher: local (this process), ray (tasks on this machine or a Ray cluster) or slurm (jobs, by submitit).
+        launcher_options: Options of a Ray task (address, num_cpus, num_gpus, ...) or of submitit (timeout_min, ...).
     """
 
     gpus: int | None = None
@@ -87,6 +101,8 @@ class Settings:
     deterministic: bool = False
     checkpoint_seconds: float = 60.0
     repeat: str | None = None
+    launcher: str = "local"
+    launcher_options: dict[str, Any] = field(default_factory=dict)
 
     def seed_list(self) -> list[int]:
         """Return the seeds: 0, 1, ... for a number of them."""

@@ -36,6 +36,15 @@ def run_trial(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]:
         clear_checkpoints(trial.folder)
         (trial.folder / "error.txt").unlink(missing_ok=True)
         values = _attempt(study, settings, trial)
+    return _record(study, settings, trial, values, time.perf_counter() - start)
+
+
+def failed_record(study: Study, settings: Settings, trial: Trial, error: str) -> dict[str, Any]:
+    """Return the record of a trial that could not be run."""
+    return _record(study, settings, trial, {"status": "failed", "error": error}, 0.0)
+
+
+def _record(study: Study, settings: Settings, trial: Trial, values: dict[str, Any], seconds: float) -> dict[str, Any]:
     return {
         "trial": trial.id,
         "study": study.name,
@@ -48,7 +57,7 @@ def run_trial(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]:
         "micro_batch": settings.micro_batch_size(),
         "deterministic": settings.deterministic,
         **values,
-        "wall_seconds": time.perf_counter() - start,
+        "wall_seconds": seconds,
         "settings": settings.recorded(),
         **environment(),
     }
