@@ -35,7 +35,7 @@ _COLUMNS = (
     ("throughput", "images/s in use", 1.0, 0),
     ("training_step_ms", "training step (ms)", 1.0, 0),
     ("train_seconds", "training (s)", 1.0, 1),
-    ("training_flops", "training (TFLOPs)", 1e-12, 2),
+    ("training_flops", "training (GFLOPs)", 1e-9, 1),
     ("memory_increase_mb", "training memory (MiB)", 1.0, 0),
 )
 
