@@ -56,7 +56,7 @@ def test_the_weights_follow_the_closed_form(accumulate: int, steps: int) -> None
 def test_a_frozen_stage_is_not_touched_and_is_pulled_once_it_has_thawed() -> None:
     module = Linear()
     before = tensors(module)
-    fit(module, [ProgressiveUnfreezing({0: "layer2", 1: "layer1"}), L2SP(ALPHA, BETA)])
+    fit(module, [ProgressiveUnfreezing({0: "layer2", 1: "layer1"}, allow_never_trained=True), L2SP(ALPHA, BETA)])
     for name, value in module.named_parameters():
         stage = name.split(".")[1]
         if stage in ("conv1", "bn1"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from lightning.pytorch.callbacks import Callback
@@ -25,9 +24,9 @@ class Budget:
     epochs: int
     validate_every: int
 
-    def callback(self) -> Callable[[], Callback]:
-        """Return what makes the callback that validates in these epochs only."""
-        return lambda: ValidateEvery(self.validate_every)
+    def callbacks(self) -> list[Callback]:
+        """Return the callback that validates in these epochs only."""
+        return [ValidateEvery(self.validate_every)]
 
 
 def equal_steps(images: int, most_images: int, settings: Settings, validations: int = 8) -> Budget:
