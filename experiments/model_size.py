@@ -99,6 +99,7 @@ def run(trial: Trial, settings: Settings) -> dict[str, Any]:
 def report(report: study.Report) -> None:
     """Tables, figures and criteria."""
     trained = report.results[report.results["method"] != COST_ONLY]
+    trained = trained.assign(training_gflops=trained["training_flops"] / 1e9) if len(trained) else trained
     if len(trained):
         _accuracy(report, trained)
 
@@ -144,7 +145,7 @@ def _accuracy(report: study.Report, trained: pd.DataFrame) -> None:
     for name, cost, text in (
         ("pareto_latency", "latency_ms", "the latency of one image"),
         ("pareto_time", "train_seconds", "the seconds of training of the selected model"),
-        ("pareto_energy", "training_flops", "the operations of the whole training, the proxy of energy"),
+        ("pareto_energy", "training_gflops", "the operations of the whole training, the proxy of energy"),
     ):
         report.figure(name, study.plots.pareto(trained, cost=cost, order=names), f"Test accuracy against {text}.")
 

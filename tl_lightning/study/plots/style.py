@@ -33,7 +33,7 @@ _TEXTS = {
     "gmacs": "Multiply-adds of an image (GMACs)",
     "latency_ms": "Latency of one image (ms)",
     "throughput": "Images a second in use",
-    "training_flops": "Operations of the whole training (FLOPs)",
+    "training_gflops": "Operations of the whole training (GFLOPs)",
     "training_step_ms": "Training step (ms)",
     "memory_increase_mb": "Memory of training (MiB)",
     "epoch": "Epoch",

@@ -1,0 +1,69 @@
+"""The seconds of training up to the end of every epoch, validation left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from tl_lightning.callbacks.stopwatch import Stopwatch
+
+NAME = "time/train_seconds"
+
+
+class TrainingClock(Callback):
+    """Logs ``time/train_seconds`` at the end of every epoch's training: the seconds of training since the fit began.
+
+    As ``train_seconds`` of ``EfficiencyMonitor``: waiting for data counts, validation, checkpoints and what comes
+    before the first epoch do not; on CUDA it is time of the device. A resumed fit goes on where it stood.
+    """
+
+    def __init__(self) -> None:
+        self._watch: Stopwatch | None = None
+        self._earlier = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far; on CUDA this waits for the device."""
+        return self._earlier + (self._watch.seconds(self._watch.spans) if self._watch is not None else 0.0)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begin anew."""
+        if stage == "fit":
+            self._watch, self._earlier = Stopwatch(trainer.strategy.root_device), 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._running().start()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock again after a validation within the epoch."""
+        self._running().start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop the clock behind the last batch: what follows, such as the validation loader, is no training."""
+        if trainer.is_last_batch:
+            self._running().stop(steady=True)
+            pl_module.log(NAME, self.seconds, on_step=False, on_epoch=True, batch_size=1)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock."""
+        if trainer.state.fn == "fit":
+            self._running().stop(steady=True)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the seconds so far."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Go on from there."""
+        self._earlier = state_dict["seconds"]
+
+    def _running(self) -> Stopwatch:
+        assert self._watch is not None, "the clock is made when the fit is set up"
+        return self._watch
