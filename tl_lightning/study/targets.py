@@ -46,15 +46,10 @@ class Target:
             "corrupt_parts": ("train", "val", "test"),
         }
 
-    def class_names(self) -> tuple[str, ...] | None:
-        """Return the names of the classes where only the images tell, else None; see ``num_classes``."""
-        return None if self.data != "imagefolder" else _folder_classes(self.data_dir)
-
     @property
     def num_classes(self) -> int:
         """Number of classes, without decoding an image."""
-        names = self.class_names()
-        return len(names) if names is not None else int(dataset_card(self.data).classes or 0)
+        return dataset_card(self.data).classes or len(_folder_classes(self.data_dir))
 
 
 def parse_target(text: str, data_dir: str | None = None) -> Target:
@@ -67,26 +62,31 @@ def parse_target(text: str, data_dir: str | None = None) -> Target:
     Raises:
         UserError: There is no such set, folder or shift, or the severity is not 1 to 5.
     """
-    first, *rest = text.split(":")
-    parts = [part.strip() for part in rest]
+    if text not in DATASETS and user_path(text).is_dir():  # a folder may have a colon in its name
+        return _folder(text, text)
+    first, *parts = text.split(":")
     severity = SEVERITY
-    if parts and parts[-1].lstrip("-").isdigit():
+    if parts and parts[-1].strip().lstrip("-").isdigit():
         severity = int(parts.pop())
         if not parts:
             raise UserError(f"target {text!r} has a severity without a shift: write {first}:SHIFT:{severity}")
-    shift = parts.pop() if parts else "none"
-    name = ":".join([first, *parts]).strip()  # a folder may have a colon in its name
+    shift = parts.pop().strip() if parts else "none"
+    name = ":".join([first, *parts]).strip()
     if shift not in SHIFTS:
         raise unknown_name(f"shift in target {text!r}", shift, SHIFTS)
     check_shift(shift, severity)
     if name in DATASETS and name != "imagefolder":
         return Target(text, name, name, data_dir, shift, severity)
-    folder = user_path(data_dir) if name == "imagefolder" and data_dir else user_path(name)
-    if not folder.is_dir():
-        if "/" in name or name.startswith((".", "~")):
-            raise UserError(f"target {text!r}: there is no folder {name}")
-        raise unknown_name("target", name, DATASETS)
-    return Target(text, folder.name, "imagefolder", str(folder), shift, severity)
+    return _folder(text, data_dir if name == "imagefolder" and data_dir else name, shift, severity)
+
+
+def _folder(text: str, name: str, shift: str = "none", severity: int = SEVERITY) -> Target:
+    folder = user_path(name)
+    if folder.is_dir():
+        return Target(text, folder.name, "imagefolder", str(folder), shift, severity)
+    if "/" in name or name.startswith((".", "~")):
+        raise UserError(f"target {text!r}: there is no folder {name}")
+    raise unknown_name("target", name, DATASETS)
 
 
 def parse_targets(texts: list[str], data_dir: str | None = None) -> list[Target]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ from tl_lightning.study.settings import Settings
 from tl_lightning.study.training import build_module
 from tl_lightning.tasks import TaskModule
 
+Labels = npt.NDArray[np.int64]
 Part = Literal["train", "val"]  # the test set stays sealed
 
 
@@ -41,12 +43,14 @@ class Score:
         name: Its name in tables and figures.
         sign: 1 where more should mean a larger gain, -1 for distances.
         needs: What must be at hand to measure it.
+        predicts: Whether it is known before any training on the target.
     """
 
     column: str
     name: str
     sign: int
     needs: str
+    predicts: bool = True
 
 
 SCORES = (
@@ -54,7 +58,7 @@ SCORES = (
     Score("score_frechet_images", "Frechet distance, source images", -1, "source images"),
     Score("score_a_distance", "Proxy A-distance", -1, "source images"),
     Score("score_cka_random", "CKA of pretrained and random features", -1, "nothing else"),
-    Score("score_cka_tuned", "CKA of pretrained and fine-tuned features", 1, "the fine-tuned network"),
+    Score("score_cka_tuned", "CKA of pretrained and fine-tuned features", 1, "the fine-tuned network", predicts=False),
     Score("score_logme", "LogME", 1, "nothing else"),
     Score("score_leep", "LEEP", 1, "the head for the source classes"),
     Score("score_nleep", "N-LEEP", 1, "nothing else"),
@@ -88,7 +92,6 @@ def measure_scores(
     """
     features, held = penultimate(module, images, "train"), penultimate(module, images, "val")
     labels, held_labels = images.train_set.labels.numpy(), images.val_set.labels.numpy()
-    chance = 1.0 / images.num_classes
     random = random_module(images, settings, seed, backbone, weights)
     return {
         **_to_source_statistics(module, images),
@@ -98,7 +101,7 @@ def measure_scores(
         **_leep(module, images, labels, backbone, weights),
         "score_nleep": nleep(features, labels, seed=seed),
         "score_h": regularised_h_score(features, labels),
-        "score_knn": (knn_accuracy(features, labels, held, held_labels) - chance) / (1 - chance),
+        "score_knn": _knn_above_chance(features, labels, held, held_labels, images.num_classes),
     }
 
 
@@ -160,8 +163,17 @@ def _to_source_images(module: TaskModule, features: Tensor, source: TransferData
     }
 
 
+def _knn_above_chance(features: Tensor, labels: Labels, held: Tensor, held_labels: Labels, classes: int) -> float:
+    """Return the mean over the classes of the accuracy of k nearest neighbours, 0 for guessing and 1 for no error."""
+    shares = [
+        knn_accuracy(features, labels, held[held_labels == c], held_labels[held_labels == c])
+        for c in np.unique(held_labels)
+    ]
+    return (float(np.mean(shares)) - 1 / classes) / (1 - 1 / classes)
+
+
 def _leep(
-    module: TaskModule, images: TransferDataModule, labels: np.ndarray[Any, Any], backbone: str, weights: str
+    module: TaskModule, images: TransferDataModule, labels: Labels, backbone: str, weights: str
 ) -> dict[str, float]:
     model = published_model(backbone, weights)
     if model is None:
