@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
 import pandas as pd
@@ -27,7 +27,17 @@ def mean_gain(results: pd.DataFrame, pairs: Sequence[Pair], metric: str) -> Inte
     if not complete:
         return MISSING
     gains = [gain(results, pair, metric) for pair in pairs]
-    return mean_interval([sum(by[seed] for by in gains) / len(gains) for seed in sorted(complete)])
+    return mean_interval([_mean(gains, seed) for seed in sorted(complete)])
+
+
+def mean_contrast(results: pd.DataFrame, first: Sequence[Pair], second: Sequence[Pair], metric: str) -> Interval:
+    """Return how much larger the mean gain of the first pairs is than that of the second ones, paired by seed."""
+    complete = seeds(results, *(arm for pair in (*first, *second) for arm in pair))
+    if not complete:
+        return MISSING
+    kept = results[results["seed"].isin(complete)]
+    one, other = ([gain(kept, pair, metric) for pair in pairs] for pairs in (first, second))
+    return mean_interval([_mean(one, seed) - _mean(other, seed) for seed in sorted(complete)])
 
 
 def contrast_interval(results: pd.DataFrame, first: Pair, second: Pair, metric: str) -> Interval:
@@ -44,3 +54,7 @@ def seeds(results: pd.DataFrame, *arms: str) -> set[int]:
     """Return the seeds that all of the arms ended."""
     by_arm = [set(results.loc[results["arm"] == arm, "seed"].astype(int)) for arm in arms]
     return set.intersection(*by_arm) if by_arm else set()
+
+
+def _mean(gains: Sequence[Mapping[Hashable, float]], seed: int) -> float:
+    return sum(by[seed] for by in gains) / len(gains)
