@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from tl_lightning.study.environment import environment
-from tl_lightning.study.signals import check_stopped
+from tl_lightning.study.signals import check_stopped, take_back
 
 NAME = "resume-*.ckpt"  # a pattern: the star stands for the state of the software
 
@@ -46,6 +46,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
+        take_back()
         self._last = time.monotonic()
 
     def on_train_batch_start(

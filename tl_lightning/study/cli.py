@@ -122,8 +122,15 @@ def check(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"{_dashed('--' + name)} must be at least 1, not {value}")
-    if settings.batch_size % settings.micro_batch_size():
-        raise UserError(f"--micro-batch {settings.micro_batch} must divide --batch-size {settings.batch_size}")
+    if min(settings.processes or 1, settings.num_nodes) < 1:
+        raise UserError("--processes and --num-nodes must be at least 1")
+    if settings.strategy == "auto" and (settings.processes or 1) * settings.num_nodes > 1:
+        raise UserError("--processes and --num-nodes need a --strategy, such as ddp")
+    if settings.batch_size % (settings.micro_batch_size() * settings.ranks()):
+        raise UserError(
+            f"--batch-size {settings.batch_size} must be a multiple of {settings.ranks()} processes times "
+            f"{settings.micro_batch_size()} images of --micro-batch"
+        )
     if settings.launcher not in ("local", "ray", "slurm"):
         raise unknown_name("launcher", settings.launcher, ("local", "ray", "slurm"))
     if settings.checkpoint_seconds < 0:

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from tl_lightning.callbacks import EfficiencyMonitor, FreezeAudit, MetricHistory, StepSeed
 from tl_lightning.errors import UserError
@@ -189,10 +190,14 @@ def _fit(
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator=devices.accelerator,
-        devices=devices.count,
+        devices=settings.ranks_per_node(),
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
+        plugins=[LightningEnvironment()] if settings.ranks() > 1 else None,
+        sync_batchnorm=settings.ranks() > 1 and devices.accelerator == "cuda",
         precision=devices.precision,  # type: ignore[arg-type]
         callbacks=[*callbacks, resume],
-        accumulate_grad_batches=settings.batch_size // settings.micro_batch_size(),
+        accumulate_grad_batches=settings.accumulated_batches(),
         deterministic=settings.deterministic,
         logger=TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False),
         num_sanity_val_steps=0,
@@ -210,6 +215,7 @@ def _fit(
             "efficiency": next(c for c in callbacks if isinstance(c, EfficiencyMonitor)).summary(),
             "curve": next(c for c in callbacks if isinstance(c, MetricHistory)).rows,
         }
-        resume.keep(module, found)
+        if trainer.is_global_zero:
+            resume.keep(module, found)
     lr = module.hparams["lr"]
     return Candidate(lr, module, datamodule, trainer, folder=folder, **found)

@@ -69,7 +69,7 @@ def differences(record: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str
     """Return the values that differ, by their path in the record, but for what is measured and the circumstances."""
     before = dict(_leaves({key: value for key, value in record.items() if key not in CIRCUMSTANCES}))
     after = dict(_leaves({key: value for key, value in again.items() if key not in CIRCUMSTANCES}))
-    names = [name for name in {**before, **after} if not MEASURED.search(name)]
+    names = [name for name in {**before, **after} if name and not MEASURED.search(name)]
     missing = "(nothing)"
     return {
         name: (before.get(name, missing), after.get(name, missing))

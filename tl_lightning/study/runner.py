@@ -17,6 +17,7 @@ from tl_lightning.errors import UserError
 from tl_lightning.study.design import Study, Trial
 from tl_lightning.study.devices import resolve_devices
 from tl_lightning.study.launchers import launched
+from tl_lightning.study.ranks import help_node_zero, node_rank
 from tl_lightning.study.records import LOCK_SECONDS, RecordStore
 from tl_lightning.study.report import Report
 from tl_lightning.study.results import results_frame, summary_frame, write_results_csv, write_summary_csv
@@ -42,12 +43,16 @@ def run_study(study: Study, settings: Settings) -> int:
     console = Console(stderr=True, highlight=False)
     out = Path(settings.out or f"logs/{study.name}")
     devices = resolve_devices(settings.gpus, settings.precision)
-    if devices.note:
+    if devices.note and settings.strategy == "auto":
         console.print(devices.note)
     if study.check is not None:
         study.check(settings)
     trials = study.trials(settings, out)
     store = RecordStore(out)
+    if settings.num_nodes > 1 and node_rank() > 0:
+        console.print(f"machine {node_rank()} of {settings.num_nodes} helps machine 0, which writes the results")
+        help_node_zero(store, settings)
+        return 0
     with ExitStack() as stack:
         with store.lock(LOCK_SECONDS):
             store.open({"study": study.name, **settings.configuration()}, fresh=settings.fresh)

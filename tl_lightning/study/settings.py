@@ -23,6 +23,9 @@ NOT_PART_OF_THE_STUDY = (
     "repeat",
     "launcher",
     "launcher_options",
+    "strategy",
+    "processes",
+    "num_nodes",
 )
 # What says where and how a call works, and nothing about the trial itself.
 NOT_RECORDED = (
@@ -70,6 +73,9 @@ class Settings:
         deterministic: Use deterministic algorithms only, on a GPU too; an operation without one fails the trial.
         checkpoint_seconds: Seconds between checkpoints (at ends of epochs) from which an interrupted fit goes on.
         repeat: Id of a recorded trial to run again in a temporary folder; says whether it agrees, exit code 0 or 1.
+        strategy: Lightning strategy inside a trial, such as ddp; batch_size stays that of all processes together.
+        processes: Processes of a trial on each machine, with a strategy; one for each of the gpus by default.
+        num_nodes: Machines of a trial; give the same command on each, with NODE_RANK and MASTER_ADDR set.
         launcher: local (this process), ray (tasks on this machine or a Ray cluster) or slurm (jobs, by submitit).
         launcher_options: Options of a Ray task (address, num_cpus, num_gpus, ...) or of submitit (timeout_min, ...).
     """
@@ -101,6 +107,9 @@ class Settings:
     deterministic: bool = False
     checkpoint_seconds: float = 60.0
     repeat: str | None = None
+    strategy: str = "auto"
+    processes: int | None = None
+    num_nodes: int = 1
     launcher: str = "local"
     launcher_options: dict[str, Any] = field(default_factory=dict)
 
@@ -122,10 +131,24 @@ class Settings:
         return {key: value for key, value in asdict(self).items() if key not in NOT_RECORDED}
 
     def micro_batch_size(self) -> int:
-        """Return the number of images of a forward pass."""
-        return min(self.micro_batch or self.batch_size, self.batch_size)
+        """Return the number of images of a forward pass of one process."""
+        share = max(1, self.batch_size // self.ranks())
+        return min(self.micro_batch or share, share)
+
+    def accumulated_batches(self) -> int:
+        """Return the forward passes of a process to an optimizer step."""
+        return self.batch_size // (self.micro_batch_size() * self.ranks())
+
+    def ranks_per_node(self) -> int:
+        """Return the number of processes of a trial on one machine."""
+        return 1 if self.strategy == "auto" else self.processes or max(1, self.gpus or 1)
+
+    def ranks(self) -> int:
+        """Return the number of processes of a trial."""
+        return self.ranks_per_node() * self.num_nodes
 
     def halved(self) -> Self:
         """Return the settings with a micro-batch of half the size or, where that is none, the next smaller divisor."""
         most = max(1, self.micro_batch_size() // 2)
-        return replace(self, micro_batch=max(n for n in range(1, most + 1) if self.batch_size % n == 0))
+        share = self.batch_size // self.ranks()
+        return replace(self, micro_batch=max(n for n in range(1, most + 1) if share % n == 0))

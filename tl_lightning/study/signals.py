@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -13,6 +13,7 @@ NAMES = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, nam
 GRACE_SECONDS = 3.0  # to reach a place where stopping is safe
 _received: list[int] = []
 _timers: list[threading.Timer] = []
+_handlers: dict[int, Callable[[int, FrameType | None], None]] = {}
 
 
 class Stopped(BaseException):
@@ -48,6 +49,7 @@ def stop_signals() -> Iterator[None]:
         earlier = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
         for number in earlier:
             signal.signal(number, _note)
+            _handlers[number] = _note
     try:
         yield
     except KeyboardInterrupt:
@@ -55,8 +57,15 @@ def stop_signals() -> Iterator[None]:
     finally:
         while _timers:
             _timers.pop().cancel()
+        _handlers.clear()
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def take_back() -> None:
+    """Put the handlers back that Lightning has wrapped: its own tells other processes of SIGTERM and waits for them."""
+    for number, handler in _handlers.items():
+        signal.signal(number, handler)
 
 
 def check_stopped() -> None:

@@ -14,6 +14,7 @@ from tl_lightning.study.design import Study, Trial
 from tl_lightning.study.devices import resolve_devices
 from tl_lightning.study.environment import environment
 from tl_lightning.study.failures import end_of_study, free_memory, is_out_of_memory
+from tl_lightning.study.ranks import trial_processes
 from tl_lightning.study.settings import Settings
 from tl_lightning.study.signals import check_stopped
 
@@ -55,6 +56,7 @@ def _record(study: Study, settings: Settings, trial: Trial, values: dict[str, An
         "image_size": settings.image_size,
         "device": resolve_devices(settings.gpus, settings.precision).name,
         "micro_batch": settings.micro_batch_size(),
+        "processes": settings.ranks(),
         "deterministic": settings.deterministic,
         **values,
         "wall_seconds": seconds,
@@ -84,7 +86,8 @@ def clear_checkpoints(folder: Path) -> None:
 def _attempt(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]:
     check_stopped()
     try:
-        return {**study.run(trial, settings), "status": "ok", "error": ""}
+        with trial_processes(study, settings, trial):
+            return {**study.run(trial, settings), "status": "ok", "error": ""}
     except SystemExit as error:  # Lightning ends a fit so on Ctrl-C and on SIGTERM
         check_stopped()
         if isinstance(error.__context__, KeyboardInterrupt):
