@@ -41,6 +41,8 @@ _EXPORTS = {
     "measure_step_cost": "tl_lightning.study.step_cost",
     "model_costs": "tl_lightning.study.model_costs",
     "inference_cost": "tl_lightning.study.inference_cost",
+    "speed": "tl_lightning.study.speed",
+    "time_to_target": "tl_lightning.study.time_to_target",
     "fit_twin": "tl_lightning.study.twins",
     "explanations": "tl_lightning.study.explanations",
     "explanations_report": "tl_lightning.study.explanations_report",

@@ -7,6 +7,7 @@ from tl_lightning.study.plots.factor import accuracy_against_factor
 from tl_lightning.study.plots.lines import gains_against_number, metric_against_number
 from tl_lightning.study.plots.pareto import pareto, pareto_front
 from tl_lightning.study.plots.scores import correlation_forest, named_points
+from tl_lightning.study.plots.target_times import target_times
 
 __all__ = [
     "accuracy_against_factor",
@@ -19,4 +20,5 @@ __all__ = [
     "paired_differences",
     "pareto",
     "pareto_front",
+    "target_times",
 ]

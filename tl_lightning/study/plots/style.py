@@ -23,6 +23,7 @@ _TEXTS = {
     "train_seconds": "Training time (s)",
     "wall_seconds": "Time of the trial (s)",
     "seconds": "Training time (s)",
+    "time/train_seconds": "Training time (s)",
     "images_per_second": "Throughput (images/s)",
     "peak_memory_mb": "Peak memory (MB)",
     "trainable_parameters": "Trainable parameters",
