@@ -74,10 +74,11 @@ class Claims:
             ticket: Of a launcher: who had the same one is known to be dead.
         """
         path = self.trials / trial / NAME
-        while not self._make(path, ticket):
-            if not self._drop_stale(path, ticket):
+        while True:
+            if path.exists() and not self._drop_stale(path, ticket):
                 return False
-        return True
+            if self._make(path, ticket):
+                return True
 
     def release(self, trial: str) -> None:
         """Give the trial back; its record is written by now, or another may run it."""

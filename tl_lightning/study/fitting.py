@@ -149,7 +149,8 @@ def evaluate_selected(
         further = _test(best, datamodule, datamodule)
         values |= {name.replace("test/", f"{prefix}/"): value for name, value in further.items()}
     rates = [candidate.lr for candidate in fits.candidates]
-    write_hparams(best.folder, {**trial.arm.factors, "seed": trial.seed, "lr": best.lr}, found)
+    if best.trainer.is_global_zero:
+        write_hparams(best.folder, {**trial.arm.factors, "seed": trial.seed, "lr": best.lr}, found)
     return {
         "epochs": fits.epochs,
         "train_images": len(images.train_set),

@@ -73,6 +73,7 @@ def trial_processes(study: Study, settings: Settings, trial: Trial) -> Iterator[
             write_json(path, note)
         os.environ.update(_variables(note, 0, 0))
         yield
+        _end(started, seconds=10)
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -147,9 +148,9 @@ def _start(note: Mapping[str, Any], node: int, local: int) -> subprocess.Popen[s
     return process
 
 
-def _end(processes: list[subprocess.Popen[str]]) -> None:
-    """Wait for a moment for those that have nothing left to do, then end the others."""
-    deadline = time.monotonic() + 10
+def _end(processes: list[subprocess.Popen[str]], seconds: float = 0.0) -> None:
+    """Wait for those that have nothing left to do, then end the others."""
+    deadline = time.monotonic() + seconds
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))
@@ -171,9 +172,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _free_port() -> int:
-    if os.environ.get("MASTER_PORT"):
-        return int(os.environ["MASTER_PORT"])
+def _free_port() -> int:  # another one for each trial: the last one's may still be closing
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

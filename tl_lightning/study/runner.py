@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +95,10 @@ def _run_trials(study: Study, settings: Settings, trials: list[Trial], store: Re
 
     with _progress(console, len(trials)) as advance:
         if left and settings.launcher != "local":
-            for record in launched(study, settings, list(left.values()), store, console.print):
-                ended(record)
-                advance(len(trials) - len(left), _line(record), _time_left(list(left.values()), seconds))
+            with closing(launched(study, settings, list(left.values()), store, console.print)) as records:
+                for record in records:
+                    ended(record)
+                    advance(len(trials) - len(left), _line(record), _time_left(list(left.values()), seconds))
         for trial in work.claimed(ended, waiting):
             record = run_trial(study, settings, trial)
             if not store.claims.holds(trial.id):

@@ -64,6 +64,8 @@ class Work:
                     yield trial
                     self.store.claims.release(trial.id)
                     said = None
+                    if self.record(trial) is None:  # another process took it over meanwhile
+                        elsewhere.append(trial)
             left = elsewhere
             if left and left != said:
                 waiting(left)

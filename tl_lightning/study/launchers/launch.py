@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from tl_lightning.errors import unknown_name
 from tl_lightning.study.design import Study, Trial
 from tl_lightning.study.launchers.source import StudySource
 from tl_lightning.study.launchers.worker import Task
-from tl_lightning.study.records import RecordStore
+from tl_lightning.study.records import LOCK_SECONDS, RecordStore
 from tl_lightning.study.settings import Settings
 from tl_lightning.study.signals import check_stopped
 from tl_lightning.study.trial_run import failed_record
@@ -49,7 +49,7 @@ class Backend(Protocol):
 
 def launched(
     study: Study, settings: Settings, trials: Sequence[Trial], store: RecordStore, say: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Yield the record of each trial as it ends.
 
     Args:
@@ -60,7 +60,7 @@ def launched(
         say: Tells the user of workers that died.
     """
     source = StudySource.of(study)
-    backend = _backend(settings, store.out)
+    backend = _backend(settings, store)
     tasks = {trial.id: _task(source, settings, trial, store) for trial in trials}
     waiting = list(trials)
     running: dict[Any, Trial] = {}
@@ -102,13 +102,15 @@ def _task(source: StudySource, settings: Settings, trial: Trial, store: RecordSt
     )
 
 
-def _backend(settings: Settings, out: Path) -> Backend:
+def _backend(settings: Settings, store: RecordStore) -> Backend:
     if settings.launcher == "ray":
         from tl_lightning.study.launchers.on_ray import RayBackend
 
         return RayBackend(settings)
     if settings.launcher == "slurm":
-        from tl_lightning.study.launchers.on_slurm import SlurmBackend
+        from tl_lightning.study.launchers.on_slurm import FOLDER, SlurmBackend
 
-        return SlurmBackend(settings, out)
+        with store.lock(LOCK_SECONDS):
+            store.own(FOLDER)
+        return SlurmBackend(settings, store.out)
     raise unknown_name("launcher", settings.launcher, LAUNCHERS)
