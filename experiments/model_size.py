@@ -72,7 +72,7 @@ def arms(settings: Settings) -> list[Arm]:
 
 def check(settings: Settings) -> None:
     """Refuse, before anything is trained, a network that cannot be had."""
-    model_costs.check_networks(settings, settings.backbones, settings.cost_backbones)
+    model_costs.check_networks(settings, settings.backbones, settings.cost_backbones, settings.latency_repeats)
     study.check_training(replace(settings, backbone=settings.backbones[0]))
 
 

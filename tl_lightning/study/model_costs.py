@@ -40,8 +40,10 @@ _COLUMNS = (
 )
 
 
-def check_networks(settings: Settings, trained: Sequence[str], measured: Sequence[str]) -> None:
+def check_networks(settings: Settings, trained: Sequence[str], measured: Sequence[str], repeats: int) -> None:
     """Raise ``UserError`` for a network that cannot be built, or not with the settings' weights or image size."""
+    if repeats < 1:
+        raise UserError(f"--latency-repeats must be at least 1, not {repeats}")
     if not trained:
         raise UserError("--backbones must name at least one network")
     default = type(settings)().backbone

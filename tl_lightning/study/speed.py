@@ -101,8 +101,8 @@ def target_text(targets: Mapping[Any, float], margin: float, reference: str) -> 
     values = ", ".join(f"{value:.3f} (seed {seed})" for seed, value in targets.items())
     return (
         f"The target is the validation accuracy that {reference} has at its end, less {100 * margin:g} points: "
-        f"{values}. In every arm the model counts that the final validation accuracy selected among the learning rates; "
-        "the reference may reach the target before its end."
+        f"{values}. In every arm that learning rate counts whose final validation accuracy is best. "
+        "The reference may reach the target before its end."
     )
 
 
