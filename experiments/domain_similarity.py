@@ -87,6 +87,8 @@ def check(settings: DomainSettings) -> None:
     """Refuse before the first trial what none could run."""
     if min([*settings.sizes, settings.train_images, settings.near_far_epochs, settings.published_epochs + 1]) < 1:
         raise UserError("sizes, train_images and near_far_epochs must be at least 1, published_epochs not negative")
+    if settings.data != DomainSettings.data or settings.samples_per_class is not None:
+        raise UserError("this study takes --targets and --train-images in place of --data and --samples-per-class")
     if not settings.targets or not settings.near_far_rate > 0:
         raise UserError("targets must name at least one target, and near_far_rate must be above 0")
     wanted = [settings.options(target.text) for target in study.parse_targets(settings.targets, settings.data_dir)]
@@ -164,6 +166,8 @@ def report(report: study.Report) -> None:
     points = transfer_gains.gains_by_target(trials, (TUNED, PROBE), SCRATCH, METRIC)
     if len(points):
         _gains(report, trials, points)
+    if (overlap := report.settings.overlap()) and report.settings.weights != "none":
+        report.conclude(f"**Overlap** of targets with ImageNet, if that is the source: {overlap}.")
     if transfer_gains.rankable(points, (TUNED, PROBE)):
         _correlations(report, points)
     for method, name in GAINS.items():

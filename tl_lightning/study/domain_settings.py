@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tl_lightning.data import DATASETS
 from tl_lightning.study.near_far import Domain, parse_domains
 from tl_lightning.study.settings import Settings
 from tl_lightning.study.targets import Target, parse_targets
@@ -56,6 +57,13 @@ class DomainSettings(Settings):
         """Return the epochs that give the optimizer steps of `epochs` epochs of `train_images` images."""
         steps = self.epochs * -(-self.train_images // self.batch_size)
         return max(1, round(steps / -(-images // self.batch_size)))
+
+    def overlap(self) -> str:
+        """Return what the targets share with ImageNet, as far as it is known."""
+        sets = {target.base: DATASETS[target.data] for target in parse_targets(self.targets, self.data_dir)}
+        return "; ".join(
+            f"{name}: {card.imagenet_overlap}" for name, card in sets.items() if card.overlapping_classes != 0
+        )
 
     def small(self) -> DomainSettings:
         """Return the settings of the network that is pretrained here."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +92,7 @@ def measure_scores(
     """
     features, held = penultimate(module, images, "train"), penultimate(module, images, "val")
     labels, held_labels = images.train_set.labels.numpy(), images.val_set.labels.numpy()
-    random = random_module(images, settings, seed, backbone, weights)
+    random = random_module(images, settings, seed, backbone)
     return {
         **_to_source_statistics(module, images),
         **(_to_source_images(module, features, source, seed) if source is not None else {}),
@@ -125,15 +125,12 @@ def batches(images: TransferDataModule, part: Part) -> Iterator[Tensor]:
         yield images.resize(image_set.gather(positions))
 
 
-def random_module(
-    images: TransferDataModule, settings: Settings, seed: int, backbone: str, weights: str = "none"
-) -> TaskModule:
+def random_module(images: TransferDataModule, settings: Settings, seed: int, backbone: str) -> TaskModule:
     """Return a network of random weights, its BatchNorm statistics those of the target's training images.
 
     Without them its features would shrink or grow from layer to layer, for no fault of the weights.
     """
-    options: Mapping[str, Any] = {}
-    module = build_module(seed, backbone, "none", images.num_classes, 1e-3, settings, options)
+    module = build_module(seed, backbone, "none", images.num_classes, 1e-3, settings, {})
     layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     for layer in layers:
         layer.momentum = None  # the plain mean over all batches

@@ -1,0 +1,105 @@
+"""The study of domain similarity: one tiny real run, its scores and criteria; wrong settings in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tl_lightning.study.cli import main
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    *("--targets", '["digits", "digits:invert", "scene_digits"]', "--train_images", "20", "--sizes", "[2, 4]"),
+    *("--sizes-target", "digits", "--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32"),
+    *("--near-far", '["digits = 0,1 -> 2,3", "digits:invert = 0,1 -> 2,3"]', "--near-far-epochs", "1"),
+    *("--near-far-backbone", "shufflenet_v2_x0_5", "--near-far-images", "8", "--source-images", "digits:fog:3"),
+    *("--max-val-samples", "20", "--max-test-samples", "20", "--batch-size", "10", "--epochs", "1"),
+    *("--learning-rates", "0.003", "--seeds", "1", "--gpus", "0"),
+]
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("domain_similarity", ROOT / "experiments" / "domain_similarity.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The output folder of a tiny run in which every trial ended well."""
+    out = tmp_path_factory.mktemp("domain_similarity")
+    with pytest.raises(SystemExit) as end:
+        main(load().STUDY, [*TINY, "--out", str(out)])
+    assert end.value.code == 0
+    return out
+
+
+def test_every_arm_has_its_target_and_its_test_set(finished) -> None:
+    results = pd.read_csv(finished / "results.csv")
+    assert len(results) == 3 * 3 + 2 * 2 + 8
+    assert set(results["status"]) == {"ok"}
+    main_part = results[results["part"] == "targets"]
+    assert set(main_part["data"]) == {"digits", "digits:invert", "scene_digits"}
+    assert main_part.groupby("target")["test_fingerprint"].nunique().eq(1).all()
+    assert main_part["test_fingerprint"].nunique() == 3
+    assert results["test_above_chance"].between(-1, 1).all()
+
+
+def test_the_scores_are_those_of_the_linear_probes(finished) -> None:
+    results = pd.read_csv(finished / "results.csv")
+    probes = results[(results["method"] == "linear probe") & (results["part"] == "targets")]
+    for name in ("frechet_bn", "frechet_images", "a_distance", "cka_random", "logme", "nleep", "h", "knn"):
+        assert probes[f"score_{name}"].notna().all(), name
+    assert results.loc[results["method"] == "scratch", "score_logme"].isna().all()
+    assert results.loc[results["method"] == "fine-tuned", "score_cka_tuned"].notna().sum() == 3
+
+
+def test_networks_of_ones_own_are_pretrained_once_a_domain(finished) -> None:
+    results = pd.read_csv(finished / "results.csv")
+    crossed = results[results["part"] == "near and far"]
+    assert len(list((finished / "sources").glob("*/weights.pt"))) == 2
+    assert crossed["weights"].nunique() == 2
+    assert crossed.groupby("to")["test_fingerprint"].nunique().eq(1).all()
+    assert set(crossed.loc[crossed["near"], "source"] + crossed.loc[crossed["near"], "to"]) == {"AA", "BB"}
+
+
+def test_every_criterion_is_there_and_none_is_decided_by_one_seed(finished) -> None:
+    criteria = pd.read_csv(finished / "criteria.csv")
+    assert criteria["finding"].tolist() == ["5c", "5c", "5a", "5a", "5b", "5b"]
+    assert set(criteria["verdict"]) == {"not decided"}
+    report = (finished / "report.md").read_text()
+    assert "LEEP (needs the head for the source classes)" in report
+    assert "Near minus far" in report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--targets", '["digitz"]'], "did you mean digits"),
+        (["--targets", '["digits:invertt"]'], "did you mean invert"),
+        (["--targets", '["./nowhere"]'], "no folder ./nowhere"),
+        (["--targets", "[]"], "targets"),
+        (["--data", "cifar10"], "--targets"),
+        (["--samples-per-class", "5"], "--train-images"),
+        (["--near-far", '["digits = 0,1 -> 2,3"]'], "two domains"),
+        (["--near-far", '["digits 0,1", "digits 2,3"]'], "must be written"),
+        (["--near-far", '["digits = 0,1 -> 2,x", "digits = 0,1 -> 2,3"]'], "class"),
+        (["--sizes", "[5000]"], "5000"),
+        (["--near-far-backbone", "resnet81"], "resnet18"),
+    ],
+)
+def test_what_no_trial_could_run_is_one_line_before_the_first(arguments, message, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(load().STUDY, [*TINY, *arguments, "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "out").exists()
