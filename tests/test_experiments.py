@@ -24,6 +24,7 @@ TINY = [
 def load(path: Path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up the module of their class
     spec.loader.exec_module(module)
     return module
 
