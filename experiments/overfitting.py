@@ -20,10 +20,7 @@ from lightning.pytorch.callbacks import Callback
 
 import tl_lightning as tl
 from tl_lightning import study
-from tl_lightning.callbacks import BatchAugmentation
-from tl_lightning.callbacks.best_epoch import BestEpoch
-from tl_lightning.callbacks.clean_training import CleanTrainingMetrics
-from tl_lightning.callbacks.l2_sp import L2SP
+from tl_lightning.callbacks import L2SP, BatchAugmentation, BestEpoch, CleanTrainingMetrics
 from tl_lightning.study import Arm, Trial
 from tl_lightning.study.statistics import Comparison, decide
 

@@ -13,10 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tl_lightning import UserError
-from tl_lightning.callbacks import MetricHistory, StepSeed
-from tl_lightning.callbacks.best_epoch import BestEpoch
-from tl_lightning.callbacks.clean_training import CleanTrainingMetrics
-from tl_lightning.callbacks.validate_every import ValidateEvery
+from tl_lightning.callbacks import BestEpoch, CleanTrainingMetrics, MetricHistory, StepSeed, ValidateEvery
 
 
 class Scripted(Plain):

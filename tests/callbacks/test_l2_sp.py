@@ -12,8 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
 
 from tl_lightning import UserError
-from tl_lightning.callbacks import ProgressiveUnfreezing, StepSeed
-from tl_lightning.callbacks.l2_sp import L2SP
+from tl_lightning.callbacks import L2SP, ProgressiveUnfreezing, StepSeed
 
 LR, ALPHA, BETA, STEPS = 0.1, 0.5, 0.2, 6  # two epochs of three batches
 
