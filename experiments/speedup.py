@@ -18,9 +18,9 @@ from typing import Any
 
 import tl_lightning as tl
 from tl_lightning import study
-from tl_lightning.callbacks.compiled_training import CompiledTraining, check_compiler
-from tl_lightning.callbacks.progressive_resizing import ProgressiveResizing, growing
-from tl_lightning.callbacks.training_clock import TrainingClock
+from tl_lightning.callbacks import CompiledTraining, ProgressiveResizing, TrainingClock
+from tl_lightning.callbacks.compiled_training import check_compiler
+from tl_lightning.callbacks.progressive_resizing import growing
 from tl_lightning.study import Arm, Trial, speed, time_to_target
 
 BACKGROUND = """
@@ -209,7 +209,7 @@ def _criteria(report: study.Report) -> None:
                 claim="a pretrained network reaches the accuracy that scratch ends with in far fewer steps",
                 source="Kornblith et al. 2019",
                 published="about 17 times fewer steps",
-                rule="steps until scratch first validates at its final accuracy / steps of the pretrained network above 3",
+                rule="steps until scratch first validates at its final accuracy / steps of the pretrained one > 3",
                 effect=fewer.interval,
                 unit="times fewer steps",
                 verdict="not decided" if fewer.censored else decide(fewer.interval, 3.0, "above"),

@@ -3,6 +3,7 @@
 from tl_lightning.callbacks.augmentation import BatchAugmentation
 from tl_lightning.callbacks.best_epoch import BestEpoch
 from tl_lightning.callbacks.clean_training import CleanTrainingMetrics
+from tl_lightning.callbacks.compiled_training import CompiledTraining
 from tl_lightning.callbacks.dense_augmentation import DenseAugmentation
 from tl_lightning.callbacks.discriminative_lr import DiscriminativeLR
 from tl_lightning.callbacks.efficiency import EfficiencyMonitor
@@ -12,7 +13,9 @@ from tl_lightning.callbacks.gradcam import GradCAMLogger
 from tl_lightning.callbacks.history import MetricHistory
 from tl_lightning.callbacks.l2_sp import L2SP
 from tl_lightning.callbacks.plan import Plan, PlanRow
+from tl_lightning.callbacks.progressive_resizing import ProgressiveResizing
 from tl_lightning.callbacks.step_seed import StepSeed
+from tl_lightning.callbacks.training_clock import TrainingClock
 from tl_lightning.callbacks.unfreezing import ProgressiveUnfreezing
 from tl_lightning.callbacks.validate_every import ValidateEvery
 
@@ -22,6 +25,7 @@ __all__ = [
     "BestEpoch",
     "ByEpoch",
     "CleanTrainingMetrics",
+    "CompiledTraining",
     "DenseAugmentation",
     "DiscriminativeLR",
     "EfficiencyMonitor",
@@ -33,7 +37,9 @@ __all__ = [
     "OnPlateau",
     "Plan",
     "PlanRow",
+    "ProgressiveResizing",
     "ProgressiveUnfreezing",
     "StepSeed",
+    "TrainingClock",
     "ValidateEvery",
 ]
