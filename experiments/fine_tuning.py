@@ -93,8 +93,7 @@ def arms(settings: FineTuningSettings) -> list[Arm]:
 
 def check(settings: FineTuningSettings) -> None:
     """Raise ``UserError`` for what no trial could run."""
-    if len(set(settings.sizes)) < 2 or len(set(settings.sizes)) < len(settings.sizes) or min(settings.sizes) < 1:
-        raise tl.UserError(f"--sizes must be at least two different numbers above 0, not {settings.sizes}")
+    study.check_sizes(settings.sizes)
     if not settings.corruptions or settings.probe_passes < 1 or settings.head_rate_factor <= 0:
         raise tl.UserError("--corruptions must name one, --probe-passes be at least 1, --head-rate-factor above 0")
     study.check_training(replace(settings, samples_per_class=max(settings.sizes)))

@@ -128,8 +128,7 @@ def arms(settings: OverfittingSettings) -> list[Arm]:
 
 def check(settings: OverfittingSettings) -> None:
     """Raise ``UserError`` for what no trial could run."""
-    if len(set(settings.sizes)) < 2 or len(set(settings.sizes)) < len(settings.sizes) or min(settings.sizes) < 1:
-        raise tl.UserError(f"--sizes must be at least two different numbers above 0, not {settings.sizes}")
+    study.check_sizes(settings.sizes)
     if settings.scratch_epochs < 1:
         raise tl.UserError(f"--scratch-epochs must be at least 1, not {settings.scratch_epochs}")
     if settings.weights == "none":

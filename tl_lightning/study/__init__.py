@@ -59,6 +59,7 @@ _EXPORTS = {
     "probe_features": "tl_lightning.study.probing",
     "grid_table": "tl_lightning.study.grid_table",
     "equal_steps": "tl_lightning.study.step_budget",
+    "check_sizes": "tl_lightning.study.step_budget",
     "Budget": "tl_lightning.study.step_budget",
     "probe_then_fine_tune": "tl_lightning.study.phases",
     "forget_activations": "tl_lightning.study.phases",

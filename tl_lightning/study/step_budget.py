@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning.pytorch.callbacks import Callback
 
 from tl_lightning.callbacks.validate_every import ValidateEvery
+from tl_lightning.errors import UserError
 from tl_lightning.study.budget import epochs_for
 from tl_lightning.study.settings import Settings
 
@@ -45,3 +47,13 @@ def equal_steps(images: int, most_images: int, settings: Settings, validations: 
     epochs = epochs_for(steps, images, settings.batch_size)
     every = max(1, epochs // validations)
     return Budget(every * math.ceil(epochs / every), every)
+
+
+def check_sizes(sizes: Sequence[int]) -> None:
+    """Refuse training-set sizes between which nothing can be compared.
+
+    Raises:
+        UserError: Fewer than two, one of them twice, or one below 1.
+    """
+    if len(sizes) < 2 or len(set(sizes)) < len(sizes) or min(sizes) < 1:
+        raise UserError(f"--sizes must be at least two different numbers above 0, not {sizes}")
