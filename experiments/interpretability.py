@@ -144,7 +144,8 @@ def look_into(look: study.explanations.Look, module: object) -> dict[str, object
         values |= look.sanity(module)
     if look.panel is not None:
         look.keep_panels(module)
-        values |= look.features(module)
+    if look.trial.arm.name != PROBE:
+        values |= look.features(module, before=look.trial.arm.name == FINE)
     return values
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tl_lightning.analysis import channel_activations, visualise_channels
+from tl_lightning.analysis.redirected_relu import RedirectedReLUs
 from tl_lightning.backbones import create_backbone, input_spec
 from tl_lightning.errors import UserError
 
@@ -40,7 +41,7 @@ def solar_cells(count: int, size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("prior", ["fourier", "pixels"])
 def test_the_image_becomes_what_the_filter_wants(prior):
-    found = visualise_channels(colour_filters(), "0", [0, 1], image_size=16, steps=60, step_size=0.1, prior=prior)
+    found = visualise_channels(colour_filters(), "0", [0, 1], image_size=16, steps=200, step_size=0.1, prior=prior)
     red_less_green = (found.images[:, 0] - found.images[:, 1]).mean((1, 2))
     assert red_less_green[0] > 0.5
     assert red_less_green[1] < -0.5
@@ -65,6 +66,37 @@ def test_channels_of_a_pretrained_network_rise_far_above_noise_and_real_images()
     assert (beyond > 4).all()
     again = channel_activations(model, found.images, layer, attribute="backbone")
     np.testing.assert_allclose(again[range(4), channels], found.activations, rtol=1e-3, atol=1e-3)
+
+
+class Silent(nn.Module):
+    """A ReLU or ReLU6 that grey noise leaves silent: it fires for bright images alone."""
+
+    def __init__(self, relu: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 1, 1), relu
+        self.conv.weight.data.fill_(1.0)
+        self.conv.bias.data.fill_(-2.0)  # grey gives 1.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    "relu", [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.Hardtanh(0, 6), nn.Hardtanh(0.0, max_val=6.0)]
+)
+def test_a_channel_that_noise_leaves_silent_is_woken(relu):
+    found = visualise_channels(Silent(relu), "relu", [0], image_size=8, steps=40, step_size=0.2, prior="pixels")
+    assert found.start[0] == 0
+    assert found.activations[0] > 0.5
+
+
+def test_redirected_relus_compute_the_same_and_let_gradients_pass_only_where_all_were_blocked():
+    x = torch.tensor([[-1.0, -2.0], [3.0, -1.0], [8.0, 7.0]], requires_grad=True)
+    with RedirectedReLUs():
+        y = F.relu6(x)
+    assert y.tolist() == [[0, 0], [3, 0], [6, 6]]
+    y.backward(torch.tensor([[-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]]))
+    assert x.grad.tolist() == [[-1, 0], [-1, 0], [1, 0]]
 
 
 def test_total_variation_makes_pixels_smooth():

@@ -71,7 +71,7 @@ def test_records_hold_each_stage_before_and_after(out):
 def test_pictures_of_the_first_seed_are_shown_and_in_tensorboard(out):
     shown = ["gradcam_over_time", "gradcam_by_arm", "cka_by_stage", "drift_by_stage", "sanity_check", "sanity_maps"]
     report = (out / "report.md").read_text()
-    for name in [*shown, "features"]:
+    for name in [*shown, "features_1", "features_2", "features_3"]:
         assert (out / f"{name}.png").stat().st_size > 5000
         assert f"({name}.png)" in report
     panel = load_arrays(out / "trials" / "fine-tuned--seed0", "panels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_lightning.analysis.checks import Array, as_classes, as_numpy
+from tl_lightning.analysis.redirected_relu import RedirectedReLUs
 from tl_lightning.analysis.target_layer import TargetLayer, find_target_layer, hooked
 from tl_lightning.analysis.untouched import untouched
 from tl_lightning.errors import UserError, unknown_name
@@ -19,6 +21,7 @@ from tl_lightning.errors import UserError, unknown_name
 # Correlation of the colour channels in natural images, as in Lucid (Olah et al. 2017): without it colours come out
 # as rainbows that no photograph holds.
 _COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
+_REDIRECTED_STEPS = 16  # as in Lucid
 Prior = Literal["fourier", "pixels"]
 
 
@@ -59,8 +62,9 @@ def visualise_channels(
 
     Gradient ascent on the image (Simonyan et al. 2013) with Adam, shifted at random before each step so that no
     detail may depend on its exact place, and with the frequencies of the image as parameters, scaled as in natural
-    images (Olah et al. 2017, "Feature visualization"). The model is left as ``untouched`` describes; global random
-    numbers are neither used nor changed.
+    images (Olah et al. 2017, "Feature visualization"). In the first 16 steps gradients pass ReLUs that noise leaves
+    silent, see ``RedirectedReLUs``. The model is left as ``untouched`` describes; global random numbers are neither
+    used nor changed.
 
     Args:
         model: Maps images in [0, 1] to anything: a LightningModule that normalises by itself, or a backbone behind a
@@ -88,10 +92,11 @@ def visualise_channels(
         start = _activations(model, target, decode(parameters).detach())
         chosen = _chosen(channels, start.shape[1], target.name).to(device)
         optimizer = torch.optim.Adam([parameters], lr=step_size)
-        for _ in range(steps):
+        for step in range(steps):
             images = decode(parameters)
             shift = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
-            reached = _activations(model, target, images.roll(shift, (2, 3))).gather(1, chosen[:, None]).sum()
+            with RedirectedReLUs() if step < _REDIRECTED_STEPS else contextlib.nullcontext():
+                reached = _activations(model, target, images.roll(shift, (2, 3))).gather(1, chosen[:, None]).sum()
             loss = total_variation * _variation(images) - reached
             (parameters.grad,) = torch.autograd.grad(loss, parameters)
             optimizer.step()

@@ -213,18 +213,23 @@ class Look:
         last = during.pop("after training", None) or logger.explain_images(module)
         return {"before training": first, **during, "after training": last}
 
-    def features(self, module: TaskModule) -> Values:
+    def features(self, module: TaskModule, *, before: bool) -> Values:
         """Return how far images made for single channels excite them, beside noise and real images; keep the images.
 
+        Args:
+            module: The trained module.
+            before: Whether to look at the module before training too.
+
         Returns:
-            ``features``: a row for each layer before and after training.
+            ``features``: a row for each layer and moment.
         """
         count = self.settings.visualised_channels
         if count == 0 or self.panel is None:
             return {}
         rows: list[Values] = []
         pictures: dict[str, npt.ArrayLike] = {}
-        for when, model in (("before training", self.before), ("after training", module)):
+        models = {"before training": self.before, "after training": module}
+        for when, model in list(models.items())[0 if before else 1 :]:
             for layer in three_depths(model):
                 row, images, channels = self._visualise(model, layer, count)
                 rows.append({"when": when, **row})

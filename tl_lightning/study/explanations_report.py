@@ -40,6 +40,11 @@ _POINTING = """
 Four images make one; the map for the class that only one of them shows should lie in its cell. A map that knows nothing
 has a quarter of itself there. The ROAD score asks the same of pixels within one image; 0 is chance.
 """
+_COLUMNS = {
+    "pointing_share": "share in the right cell",
+    "pointing_share_randomised": "the same, weights randomised",
+    "road": "ROAD",
+}
 _FEATURES = """
 Each picture began as grey noise and was changed step by step until one channel answered as strongly as possible. The
 channels are evenly spaced over the layer, not chosen. Early channels look for edges, colours and fine textures, later
@@ -76,7 +81,7 @@ def _explained(arrays: Arrays) -> dict[str, GradCAMMaps]:
 
 def _panel(arrays: Arrays, explained: dict[str, GradCAMMaps]) -> Any:
     names = arrays["class_names"].tolist()
-    return gradcam_panel(arrays["images"], explained, labels=arrays["labels"].tolist(), class_names=names, dpi=110)
+    return gradcam_panel(arrays["images"], explained, labels=arrays["labels"].tolist(), class_names=names, dpi=70)
 
 
 def _change(arm: str, arrays: Arrays) -> dict[str, object]:
@@ -107,6 +112,8 @@ def stages(report: Report, fine: str, scratch: str) -> None:
         figure = accuracy_against_factor(
             long, metric="linear CKA", factor="stage", series="series", factor_text="Stage, from the image to the head"
         )
+        low, high = figure.axes[0].get_ylim()
+        figure.axes[0].set_ylim(max(low, -0.2), min(high, 1.05))
         report.figure("cka_by_stage", figure, "Linear CKA by stage: before against after training, and of twins.")
     drift = _long(frame, {fine: (fine, "drift"), scratch: (scratch, "drift")}, "weight drift")
     if len(drift):
@@ -125,15 +132,17 @@ def stages(report: Report, fine: str, scratch: str) -> None:
 
 def _conclude_stages(report: Report, fine: str, scratch: str) -> None:
     early, late = (interval_of(report.results, fine, column) for column in ("cka_early", "cka_late"))
-    report.conclude(
-        f"After fine-tuning the first third of the stages has a linear CKA of {early.format()} with what it was, "
-        f"the last third {late.format()}."
-    )
+    if early.n:
+        report.conclude(
+            f"After fine-tuning the first third of the stages has a linear CKA of {early.format()} with what it was, "
+            f"the last third {late.format()}."
+        )
     first, second = (interval_of(report.results, arm, "cka_twin") for arm in (fine, scratch))
-    report.conclude(
-        f"Two networks that differ by chance alone have a linear CKA (mean over the stages) of {first.format()} when "
-        f"fine-tuned and {second.format()} when trained from scratch."
-    )
+    if first.n and second.n:
+        report.conclude(
+            f"Two networks that differ by chance alone have a linear CKA (mean over the stages) of {first.format()} "
+            f"when fine-tuned and {second.format()} when trained from scratch."
+        )
 
 
 def sanity(report: Report, main: str) -> None:
@@ -190,7 +199,7 @@ def pointing(report: Report, main: str) -> None:
         report.figure("pointing_grids", _grids(report, main, arrays), "Grids, and the maps for the class named above.")
     if names:
         means = results.groupby("arm", sort=False)[names].mean().reset_index().dropna(how="all", subset=names)
-        report.table(means.rename(columns={"pointing_share_randomised": "the same, weights randomised"}))
+        report.table(means.rename(columns=_COLUMNS))
     share, control = (interval_of(results, main, name) for name in names[:2]) if len(names) >= 2 else (None, None)
     if share is not None and control is not None and share.n:
         report.conclude(
@@ -228,44 +237,41 @@ def features(report: Report, fine: str, scratch: str) -> None:
     """Show what the channels look for, before and after training."""
     report.section("What the channels look for", _FEATURES.strip())
     tables = []
-    for arm, when, name in (
-        (fine, "before training", "pretrained"),
-        (fine, "after training", fine),
-        (scratch, "after training", scratch),
-    ):
+    for arm, when, name in _networks(fine, scratch):
         rows = [row for record in _records(report, arm) for row in record.get("features", []) if row["when"] == when]
         tables += [{"network": name, **row} for row in rows]
     if not tables:
         return
     frame = pd.DataFrame(tables)
-    figure = _feature_pictures(report, fine, scratch, frame["layer"].drop_duplicates().tolist())
-    if figure is not None:
-        report.figure("features", figure, "Images that excite single channels of three layers most.")
-    above = frame.pop("above_all_real")
+    for number, layer in enumerate(frame["layer"].drop_duplicates(), start=1):
+        figure = _feature_pictures(report, fine, scratch, layer)
+        if figure is not None:
+            report.figure(f"features_{number}", figure, f"Images that excite single channels of {layer} most.")
+    frame["above_all_real"] = frame["above_all_real"].map("{:.0%}".format)
     report.table(frame.drop(columns="when").rename(columns=lambda name: name.replace("_", " ")).round(3))
     report.text(
-        "Mean activation of the channels for the image made for them, for the strongest of the real validation images, "
-        f"and for the noise at the start; {above.mean():.0%} of the channels answer more strongly to their image than "
-        "to any real one."
+        "Mean activation of the channels for the image made for them (*optimised*), for the strongest of the real "
+        "validation images and for the noise at the start; *above all real* is the share of the channels that answer "
+        "more strongly to their own image than to any real one."
     )
 
 
-def _feature_pictures(report: Report, fine: str, scratch: str, layers: list[str]) -> Any:
+def _feature_pictures(report: Report, fine: str, scratch: str, layer: str) -> Any:
     rows: dict[str, list[Picture]] = {}
     captions: dict[str, list[str]] = {}
-    for layer in layers:
-        for arm, when, name in (
-            (fine, "before training", "pretrained"),
-            (fine, "after training", fine),
-            (scratch, "after training", scratch),
-        ):
-            arrays = _arrays(report, arm, "features") or {}
-            images: npt.NDArray[np.float32] | None = arrays.get(f"{when}|{layer}|images")
-            if images is not None:
-                title = f"{layer}\n{name}"
-                rows[title] = [as_picture(image) for image in images]
-                captions[title] = [f"channel {channel}" for channel in arrays[f"{when}|{layer}|channels"].tolist()]
-    return picture_rows(rows, captions=captions) if rows else None
+    for arm, when, name in _networks(fine, scratch):
+        arrays = _arrays(report, arm, "features") or {}
+        images: npt.NDArray[np.float32] | None = arrays.get(f"{when}|{layer}|images")
+        if images is not None:
+            rows[name] = [as_picture(image) for image in images]
+            captions[name] = [f"channel {channel}" for channel in arrays[f"{when}|{layer}|channels"].tolist()]
+    return picture_rows(rows, captions=captions, cell=1.7) if rows else None
+
+
+def _networks(fine: str, scratch: str) -> list[tuple[str, str, str]]:
+    """Return arm, moment and name of the networks whose features are shown."""
+    after = "after training"
+    return [(fine, "before training", "before fine-tuning"), (fine, after, fine), (scratch, after, scratch)]
 
 
 def _records(report: Report, arm: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from tl_lightning.study.plots.style import new_figure, wrap
 
 Picture = npt.NDArray[np.float32]
 _LEFT = 1.0  # inches for the names of the rows
+_DPI = 70  # on screens and in TensorBoard: photographs at 100 dpi would make event files of megabytes
 
 
 def picture_rows(
@@ -36,6 +37,7 @@ def picture_rows(
     width = max(len(pictures) for pictures in rows.values())
     text = 0.2 if captions is None else 0.22 + 0.16 * _most_lines(captions)
     figure = new_figure(_LEFT + (cell + 0.12) * width, 0.35 + (cell + text) * len(rows))
+    figure.set_dpi(_DPI)
     axes = figure.subplots(len(rows), width, squeeze=False)
     for row, (name, pictures) in enumerate(rows.items()):
         for column, place in enumerate(axes[row]):

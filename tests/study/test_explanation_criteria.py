@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tl_lightning.study import Report, Settings, Study
+from tl_lightning.study.explanation_criteria import criteria, interval_of
+
+FINE, SCRATCH = "fine-tuned", "from scratch"
+
+
+def results(**columns: tuple[list[float], list[float]]) -> pd.DataFrame:
+    """Three seeds of two arms; each column the values of the one and of the other."""
+    seeds = {"arm": [FINE] * 3 + [SCRATCH] * 3, "seed": [0, 1, 2] * 2, "status": "ok"}
+    return pd.DataFrame({**seeds, **{name: first + second for name, (first, second) in columns.items()}})
+
+
+def verdicts(frame: pd.DataFrame, tmp_path) -> list[str]:
+    study = Study("s", "?", "", lambda settings: [], lambda trial, settings: {}, lambda report: None)
+    report = Report(study, Settings(), tmp_path, [], frame, [FINE, SCRATCH])
+    criteria(report, FINE, SCRATCH)
+    assert [c.finding for c in report.criteria] == ["9a", "9b", "9b", "9c", "9c"]
+    assert "nan" not in report.criteria[0].note
+    report.markdown()
+    return [c.verdict for c in report.criteria]
+
+
+MISSING = [np.nan] * 3
+HOLDING = {
+    "gradcam_correlation": ([0.1, 0.0, 0.05], MISSING),
+    "explained_images": ([100, 100, 100], MISSING),
+    "cka_early": ([0.98, 0.97, 0.99], MISSING),
+    "cka_late": ([0.6, 0.65, 0.7], MISSING),
+    "cka_twin": ([0.9, 0.91, 0.92], [0.4, 0.5, 0.45]),
+    "pointing_share": ([0.6, 0.62, 0.64], MISSING),
+    "pointing_share_randomised": ([0.24, 0.25, 0.26], MISSING),
+}
+
+
+def test_all_hold_where_they_should(tmp_path):
+    assert verdicts(results(**HOLDING), tmp_path) == ["holds"] * 5
+
+
+@pytest.mark.parametrize(
+    ("place", "changed"),
+    [
+        (0, {"gradcam_correlation": ([0.8, 0.82, 0.81], MISSING)}),
+        (1, {"cka_late": ([0.99, 0.98, 1.0], MISSING)}),
+        (2, {"cka_twin": ([0.4, 0.41, 0.42], [0.9, 0.91, 0.92])}),
+        (3, {"pointing_share": ([0.3, 0.31, 0.32], MISSING)}),
+        (4, {"pointing_share_randomised": ([0.5, 0.51, 0.52], MISSING)}),
+    ],
+)
+def test_each_can_fail_alone(place, changed, tmp_path):
+    found = verdicts(results(**{**HOLDING, **changed}), tmp_path)
+    assert found[place] == "fails"
+    assert found.count("holds") == 4
+
+
+def test_what_was_not_measured_is_not_decided(tmp_path):
+    assert verdicts(results(), tmp_path) == ["not decided"] * 5
+    no_scratch = results(**HOLDING)[lambda frame: frame["arm"] == FINE]
+    assert verdicts(no_scratch, tmp_path) == ["holds", "holds", "not decided", "holds", "holds"]
+
+
+def test_an_interval_leaves_out_seeds_that_were_not_measured():
+    frame = results(pointing_share=([0.5, np.nan, 0.7], MISSING))
+    assert interval_of(frame, FINE, "pointing_share").n == 2
+    assert interval_of(frame, FINE, "pointing_share").mean == pytest.approx(0.6)
+    assert interval_of(frame, SCRATCH, "pointing_share").n == 0
