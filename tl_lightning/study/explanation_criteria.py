@@ -17,10 +17,11 @@ NEAR_CHANCE = (0.15, 0.35)
 
 def criteria(report: Report, fine: str, scratch: str) -> None:
     """Evaluate 9a, 9b and 9c for the fine-tuned arm; what was not measured is not decided."""
+    bench = "" if report.settings.data == "cifar10" else f"Meant for CIFAR-10; this run is on {report.settings.data}."
     for criterion in (
         _sanity(report.results, fine),
-        _early_and_late(report.results, fine),
-        _twins(report.results, fine, scratch),
+        _early_and_late(report.results, fine, bench),
+        _twins(report.results, fine, scratch, bench),
         _pointing(report.results, fine),
         _pointing_control(report.results, fine),
     ):
@@ -62,7 +63,7 @@ def _sanity(results: pd.DataFrame, fine: str) -> Criterion:
     )
 
 
-def _early_and_late(results: pd.DataFrame, fine: str) -> Criterion:
+def _early_and_late(results: pd.DataFrame, fine: str, bench: str) -> Criterion:
     effect = _difference(_by_seed(results, fine, "cka_early"), _by_seed(results, fine, "cka_late"))
     return Criterion(
         finding="9b",
@@ -73,10 +74,11 @@ def _early_and_late(results: pd.DataFrame, fine: str) -> Criterion:
         effect=effect,
         unit="CKA",
         verdict=decide(effect, 0.0, "above"),
+        note=bench,
     )
 
 
-def _twins(results: pd.DataFrame, fine: str, scratch: str) -> Criterion:
+def _twins(results: pd.DataFrame, fine: str, scratch: str, bench: str) -> Criterion:
     effect = _difference(_by_seed(results, fine, "cka_twin"), _by_seed(results, scratch, "cka_twin"))
     return Criterion(
         finding="9b",
@@ -87,8 +89,8 @@ def _twins(results: pd.DataFrame, fine: str, scratch: str) -> Criterion:
         effect=effect,
         unit="CKA",
         verdict=decide(effect, 0.0, "above"),
-        note="Neyshabur trains from scratch to convergence; networks that have learnt little stay alike by chance of "
-        "their architecture.",
+        note=f"Neyshabur trains from scratch to convergence; networks that have learnt little can stay alike by what "
+        f"their architecture does with any weights. {bench}".strip(),
     )
 
 

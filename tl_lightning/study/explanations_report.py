@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.figure import Figure
 
 from tl_lightning.analysis.attribution import GradCAMMaps
 from tl_lightning.analysis.faithfulness import rank_correlation
@@ -29,7 +30,7 @@ stand the predicted class, its probability, and whether it is right.
 _STAGES = """
 Linear CKA of the activations of the same images at the end of each stage, from the first stage on the left to the last
 before the head on the right: 1 means that two networks see the images alike there. Weight drift is the length of the
-way that the weights of a stage went, as a share of where they began.
+way that the weights of a stage went, as a share of where they began; the head is left out, as it began anew.
 """
 _SANITY = """
 The weights are replaced by noise of the same mean and spread, the head first, then one stage after the other; at the
@@ -40,6 +41,7 @@ _POINTING = """
 Four images make one; the map for the class that only one of them shows should lie in its cell. A map that knows nothing
 has a quarter of itself there. The ROAD score asks the same of pixels within one image; 0 is chance.
 """
+RANDOMISED = ", weights randomised"
 _COLUMNS = {
     "pointing_share": "share in the right cell",
     "pointing_share_randomised": "the same, weights randomised",
@@ -79,7 +81,7 @@ def _explained(arrays: Arrays) -> dict[str, GradCAMMaps]:
     return dict(zip(arrays["titles"].tolist(), made, strict=True))
 
 
-def _panel(arrays: Arrays, explained: dict[str, GradCAMMaps]) -> Any:
+def _panel(arrays: Arrays, explained: dict[str, GradCAMMaps]) -> Figure:
     names = arrays["class_names"].tolist()
     return gradcam_panel(arrays["images"], explained, labels=arrays["labels"].tolist(), class_names=names, dpi=70)
 
@@ -112,10 +114,11 @@ def stages(report: Report, fine: str, scratch: str) -> None:
         figure = accuracy_against_factor(
             long, metric="linear CKA", factor="stage", series="series", factor_text="Stage, from the image to the head"
         )
-        low, high = figure.axes[0].get_ylim()
-        figure.axes[0].set_ylim(max(low, -0.2), min(high, 1.05))
+        _within(figure, -0.2, 1.05)
         report.figure("cka_by_stage", figure, "Linear CKA by stage: before against after training, and of twins.")
-    drift = _long(frame, {fine: (fine, "drift"), scratch: (scratch, "drift")}, "weight drift")
+    drift = _long(
+        frame.dropna(subset=["cka_before"]), {fine: (fine, "drift"), scratch: (scratch, "drift")}, "weight drift"
+    )
     if len(drift):
         figure = accuracy_against_factor(
             drift,
@@ -128,6 +131,13 @@ def stages(report: Report, fine: str, scratch: str) -> None:
             "drift_by_stage", figure, "Distance that the weights of each stage moved, relative to their length."
         )
     _conclude_stages(report, fine, scratch)
+
+
+def _within(figure: Figure, low: float, high: float) -> None:
+    """Cut the vertical axis to where values can lie; intervals of few seeds reach beyond."""
+    axes = figure.axes[0]
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, low), min(top, high))
 
 
 def _conclude_stages(report: Report, fine: str, scratch: str) -> None:
@@ -161,6 +171,7 @@ def sanity(report: Report, main: str) -> None:
         factor_text="Random from the head down to this stage",
     )
     figure.axes[0].axhline(0, color="#555555", linewidth=1, zorder=1)
+    _within(figure, -1.0, 1.05)
     report.figure("sanity_check", figure, "Rank correlation of maps with those of the trained network.")
     arrays = _arrays(report, main, "sanity")
     if arrays is not None:
@@ -173,7 +184,7 @@ def sanity(report: Report, main: str) -> None:
     )
 
 
-def _sanity_maps(arrays: Arrays, stages: list[str]) -> Any:
+def _sanity_maps(arrays: Arrays, stages: list[str]) -> Figure:
     images, cams, guided = arrays["images"], arrays["grad_cam"], arrays.get("guided")
     rows: dict[str, list[Picture]] = {}
     for number, name in enumerate(["trained", *(f"random down to {stage}" for stage in stages)]):
@@ -190,7 +201,10 @@ def pointing(report: Report, main: str) -> None:
     names = [name for name in ("pointing_share", "pointing_share_randomised", "road") if name in results]
     frame = _shares(results) if "pointing_share" in results else pd.DataFrame()
     if len(frame):
-        figure = accuracy_against_factor(frame, metric="share of the map in the right cell", factor="network")
+        names_of = [f"{arm}{ending}" for arm in report.arms for ending in ("", RANDOMISED)]
+        figure = accuracy_against_factor(
+            frame, names_of, metric="share of the map in the right cell", factor="network", apart=names_of
+        )
         figure.axes[0].axhline(0.25, color="#555555", linewidth=1, linestyle="--", zorder=1)
         figure.axes[0].set_ylim(0, 1)
         report.figure("pointing_game", figure, "Grid pointing game; the dashed line is chance, 0.25.")
@@ -211,7 +225,7 @@ def pointing(report: Report, main: str) -> None:
 def _shares(results: pd.DataFrame) -> pd.DataFrame:
     """Return the shares of each arm and its randomised network in one column."""
     parts = []
-    for column, ending in (("pointing_share", ""), ("pointing_share_randomised", ", weights randomised")):
+    for column, ending in (("pointing_share", ""), ("pointing_share_randomised", RANDOMISED)):
         part = results[["arm", "seed", column]].dropna()
         named = {
             "seed": part["seed"],
@@ -222,13 +236,13 @@ def _shares(results: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def _grids(report: Report, main: str, arrays: Arrays) -> Any:
+def _grids(report: Report, main: str, arrays: Arrays) -> Figure:
     panel = _arrays(report, main, "panels")
     names = panel["class_names"].tolist() if panel is not None else None
     columns = [names[label] if names else f"class {label}" for label in arrays["classes"].tolist()]
     images = arrays["images"]
     rows = {"grid": [as_picture(image) for image in images]}
-    for name, key in ((main, "maps"), (f"{main}, weights randomised", "control")):
+    for name, key in ((main, "maps"), (f"{main}{RANDOMISED}", "control")):
         rows[name] = [map_over_image(image, heat) for image, heat in zip(images, arrays[key], strict=True)]
     return picture_rows(rows, columns=columns, cell=2.2)
 
@@ -256,7 +270,7 @@ def features(report: Report, fine: str, scratch: str) -> None:
     )
 
 
-def _feature_pictures(report: Report, fine: str, scratch: str, layer: str) -> Any:
+def _feature_pictures(report: Report, fine: str, scratch: str, layer: str) -> Figure | None:
     rows: dict[str, list[Picture]] = {}
     captions: dict[str, list[str]] = {}
     for arm, when, name in _networks(fine, scratch):
