@@ -47,7 +47,7 @@ def test_a_full_disk_ends_the_study_and_keeps_what_was_recorded(small, serial):
     (small / "other").write_bytes(b"x" * 600 * 1024)
     full = Running(*TINY, "--out", small / "out")
     assert full.wait() == 2, full.stderr
-    one_line(full, "No space left on device", "kept")
+    one_line(full, "No space left on device")
     kept = finished(small / "out")
     assert 0 < len(kept) < 8
     subprocess.run(["mount", "-o", "remount,size=20m", small], check=True)

@@ -76,9 +76,10 @@ class ResumeCheckpoint(Checkpoint):
 
     def _write(self, trainer: pl.Trainer) -> None:
         temporary = self._path.with_name(f".{self._path.name}.tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, self._path)
+        with contextlib.suppress(OSError, RuntimeError):  # a disk that is full ends the study at the next record
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                os.replace(temporary, self._path)
         self._last = time.monotonic()
 
     def keep(self, module: pl.LightningModule, values: dict[str, Any]) -> None:
@@ -92,9 +93,9 @@ class ResumeCheckpoint(Checkpoint):
             return
         temporary = self._done.with_name(f".{self._done.name}.tmp")
         self.folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"weights": module.state_dict(), "values": values}, temporary)
-        os.replace(temporary, self._done)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):
+            torch.save({"weights": module.state_dict(), "values": values}, temporary)
+            os.replace(temporary, self._done)
             self._path.unlink(missing_ok=True)
 
     def finished(self, module: pl.LightningModule) -> dict[str, Any] | None:

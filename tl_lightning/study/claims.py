@@ -113,7 +113,7 @@ class Claims:
         except FileExistsError:
             return False
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+            raise UserError(f"cannot write {path}: {error.strerror or error}; finished trials are kept") from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tl_lightning.errors import UserError
 from tl_lightning.study.checkpoints import NAME as CHECKPOINT
 from tl_lightning.study.design import Study, Trial
 from tl_lightning.study.devices import resolve_devices
@@ -30,7 +31,10 @@ def run_trial(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]:
         UserError: What went wrong would meet every later trial as well.
     """
     start = time.perf_counter()
-    prepare_folder(trial.folder)
+    try:
+        prepare_folder(trial.folder)
+    except OSError as error:
+        raise UserError(f"cannot write {trial.folder}: {error.strerror or error}; finished trials are kept") from error
     values = _attempt(study, settings, trial)
     while values.pop("out_of_memory", False) and settings.auto_batch and settings.micro_batch_size() > 1:
         settings = settings.halved()
@@ -105,7 +109,8 @@ def _attempt(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]:
 
 def _failure(error: BaseException, trial: Trial) -> dict[str, Any]:
     """Return the values of a failed trial; nothing of them refers to the error, which holds the trial's tensors."""
-    (trial.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+    with contextlib.suppress(OSError):
+        (trial.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
     words = " ".join(str(error).split())
     values = {"status": "failed", "error": f"{type(error).__name__}: {words}"}
     return {**values, "out_of_memory": True} if is_out_of_memory(error) else values
