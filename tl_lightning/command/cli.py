@@ -50,6 +50,7 @@ class ModelCLI(LightningCLI):
 
     def __init__(self, argv: list[str]) -> None:
         self.wanted = argv[0]
+        self.model_flag = _flag(argv, "--model") or _flag(argv, "--model.class_path") or ""
         checkpoint = _flag(argv, "--ckpt_path")
         self.record = read_record(checkpoint) if checkpoint else None
         super().__init__(
@@ -79,7 +80,8 @@ class ModelCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Set the defaults, and take the number of classes from the data."""
-        parser.set_defaults({"model": _MODEL, "data": {"class_path": "tl_lightning.data.TransferDataModule"}})
+        data = DenseDataModule if _dense_task(self.model_flag) else TransferDataModule
+        parser.set_defaults({"model": _MODEL, "data": {"class_path": f"tl_lightning.data.{data.__name__}"}})
         if self.record is not None:
             parser.set_defaults(self.record.settings())
         parser.link_arguments(
@@ -153,7 +155,7 @@ class ModelCLI(LightningCLI):
 
     def _checkpoints(self, config: Any) -> list[pl.Callback]:
         """Return the callbacks that write checkpoints, unless there are none to be, or others."""
-        plain = yaml.safe_load(self._parser(self.wanted).dump(self.config[self.wanted], skip_none=False))
+        plain = yaml.safe_load(self._parser(self.wanted).dump(self.config[self.wanted]))
         record = WriteRecord(Record(plain["model"], plain["data"], list(self.datamodule.class_names)))
         found = any(isinstance(callback, Checkpoint) for callback in config.callbacks)
         if found or config.enable_checkpointing is False or config.fast_dev_run:
