@@ -89,8 +89,7 @@ def arms(settings: Settings) -> list[Arm]:
 
 def check(settings: Settings) -> None:
     """Refuse what no trial could run."""
-    if len(set(settings.sizes)) < 2 or min(settings.sizes) < 1:
-        raise UserError(f"--sizes must name at least two different numbers of images a class, not {settings.sizes}")
+    study.check_sizes("--sizes", settings.sizes)
     if settings.steps < 1:
         raise UserError(f"--steps must be at least 1, not {settings.steps}")
     if not 0 < settings.label_noise < 1:
@@ -152,9 +151,11 @@ def report(report: study.Report) -> None:
     report.table(study.arm_table(results, report.arms))
 
     curves = study.with_images_seen(report.curves, results)
-    race = study.race_sentence(curves, name(FINE, size), name(LONG, size))
-    report.conclude(race)
-    report.section(f"Over the images seen, {size} a class", race)
+    even = study.compare(results, name(FINE_LONG, size), name(LONG, size), "test_accuracy").difference.scaled(100)
+    races = [study.race_sentence(curves, name(method, size), name(LONG, size)) for method in (FINE, FINE_LONG)]
+    for sentence in (f"With 5x the steps for both the gap at {size} a class is {even.format(1)} points.", *races):
+        report.conclude(sentence)
+    report.section(f"Over the images seen, {size} a class", " ".join(races))
     shown = [name(method, size) for method in METHODS]
     figure = study.plots.learning_curves(curves, arms=shown, x="images_seen")
     report.figure("learning_curves", figure, "Training loss and validation accuracy by the images seen.")
