@@ -57,7 +57,7 @@ _EXPORTS = {
     "race": "tl_lightning.study.reached",
     "race_sentence": "tl_lightning.study.reached",
     "probe_features": "tl_lightning.study.probing",
-    "grid_table": "tl_lightning.study.grid_table",
+    "grid_table": "tl_lightning.study.two_factors",
     "equal_steps": "tl_lightning.study.step_budget",
     "check_sizes": "tl_lightning.study.step_budget",
     "Budget": "tl_lightning.study.step_budget",
