@@ -2,7 +2,7 @@
 
 Question   How does the gain of transfer (fine-tuning and linear probe over training from random weights) go with the
            distance between source and target, and which distance or transferability score ranks the targets rightly?
-Command    python experiments/domain_similarity.py                 EfficientNet-Lite0 on ten targets, laptop, 8 minutes
+Command    python experiments/domain_similarity.py                 EfficientNet-Lite0 on eight targets, laptop
            python experiments/domain_similarity.py --config configs/domain_similarity_bench.yaml     ELPV as published
            python experiments/domain_similarity.py --config configs/domain_similarity_cifar10.yaml --gpus 1
 Expected   Frozen features lose more than fine-tuned ones where the source is far (Yosinski et al. 2014); the gain
@@ -45,8 +45,8 @@ training, so it explains and does not predict.
 
 **How to read the figures**: in the scatter each point is a target; the bars are 95 % intervals over the seeds. The
 rank correlation (Spearman) asks only whether the order agrees, +1 to -1; its interval comes from resampling the
-targets. Where it holds 0 nothing is claimed. Variants of one set share images and labels, so ten targets are worth less
-than ten independent ones, and the interval is rather too narrow. *Within sets* compares variants of one set alone: what
+targets. Where it holds 0 nothing is claimed. Variants of one set share images and labels, so eight targets are worth less
+than eight independent ones, and the interval is rather too narrow. *Within sets* compares variants of one set alone: what
 only tells digits from solar cells gets nothing there.
 
 Sources: Yosinski et al. 2014, "How transferable are features in deep neural networks?"; Raghu et al. 2019,
