@@ -49,11 +49,15 @@ def equal_steps(images: int, most_images: int, settings: Settings, validations: 
     return Budget(every * math.ceil(epochs / every), every)
 
 
-def check_sizes(sizes: Sequence[int]) -> None:
+def check_sizes(sizes: Sequence[int], flag: str = "--sizes") -> None:
     """Refuse training-set sizes between which nothing can be compared.
+
+    Args:
+        sizes: Images, or images a class.
+        flag: What to call them.
 
     Raises:
         UserError: Fewer than two, one of them twice, or one below 1.
     """
     if len(sizes) < 2 or len(set(sizes)) < len(sizes) or min(sizes) < 1:
-        raise UserError(f"--sizes must be at least two different numbers above 0, not {sizes}")
+        raise UserError(f"{flag} must be at least two different numbers above 0, not {sizes}")
