@@ -29,7 +29,7 @@ import torch
 from tl_lightning.errors import UserError
 from tl_lightning.paths import user_path
 from tl_lightning.study.atomic import plain
-from tl_lightning.study.cli import StudyParser, _quiet, check, fail
+from tl_lightning.study.cli import StudyParser, _quiet, _underscored, check, fail
 from tl_lightning.study.design import Arm, Trial
 from tl_lightning.study.environment import environment
 from tl_lightning.study.fitting import Fits
@@ -249,7 +249,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``pretrain`` from the command line."""
     parser = StudyParser(prog="python -m tl_lightning.study.source")
     parser.add_function_arguments(pretrain)
-    values = parser.parse_args(sys.argv[1:] if argv is None else argv).as_dict()
+    given = sys.argv[1:] if argv is None else argv
+    values = parser.parse_args([_underscored(token, set()) for token in given]).as_dict()
     _quiet()
     try:
         record = pretrain(**values)
