@@ -154,4 +154,6 @@ def _finish(figure: Figure, axes: Axes, series: int, title: str) -> None:
     axes.set_title(title, fontsize=9, loc="left", color="#555555")
     dress(axes)
     if series > 1:
-        figure.legend(loc="outside upper center", ncols=min(4, series), frameon=False, fontsize=9)
+        longest = max(len(label) for label in axes.get_legend_handles_labels()[1])
+        columns = int(figure.get_figwidth() / (0.08 * longest + 0.6))  # in inches
+        figure.legend(loc="outside upper center", ncols=max(1, min(4, series, columns)), frameon=False, fontsize=9)
