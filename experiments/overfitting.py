@@ -196,7 +196,7 @@ def report(report: study.Report) -> None:
     if len(curves):
         metrics = ("train/clean_accuracy", "val/accuracy", GAP_COLUMN)
         figure = study.plots.learning_curves(curves, metrics, arms=SHOWN)
-        report.figure("gap_by_epoch", figure, f"Training and validation by epoch, {sizes[0]} images a class, four of the arms.")
+        report.figure("gap_by_epoch", figure, f"Four of the arms by epoch, {sizes[0]} images a class.")
     report.section("Calibration", "Expected calibration error on the test images in points: lower is better.")
     report.table(study.grid_table(tuned, "method", "samples_per_class", "test_ece", **grid))
     figure = study.plots.accuracy_against_factor(
