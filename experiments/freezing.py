@@ -1,44 +1,100 @@
 """How deep should a pretrained network be frozen?
 
 Question   How do accuracy, time, memory and trainable parameters change with the number of frozen stages, which depths
-           cannot be told apart, and do gradual unfreezing or layer-wise learning rates change the answer?
-Command    python experiments/freezing.py                 EfficientNet-Lite0 on ELPV, laptop, under 8 minutes
+           cannot be told apart, do gradual unfreezing or layer-wise learning rates change the answer, where does a
+           network stop being general, and is it ever better to train the first layers than the last?
+Command    python experiments/freezing.py                 EfficientNet-Lite0 on ELPV and an own network on digits,
+                                                          laptop, under 10 minutes
            python experiments/freezing.py --config configs/freezing_cifar10.yaml --gpus 1
 Expected   The deeper the frozen part, the cheaper the step: [1 + 2 (1 - f)] / 3 of a full one with the share f of the
-           forward FLOPs frozen. Frozen features lose accuracy from the middle layers on (Yosinski et al. 2014).
+           forward FLOPs frozen. Kept layers lose accuracy on other classes from the middle on (Yosinski et al. 2014).
+           Where the input alone is corrupted, the first block is enough (Lee et al. 2023).
 """
 
 # %%
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 import tl_lightning as tl
 from tl_lightning import study
+from tl_lightning.errors import UserError
 from tl_lightning.study import Arm, Trial
+from tl_lightning.study.paired_gains import gain_interval
+from tl_lightning.study.statistics import all_of, decide, mean_interval
 
 BACKGROUND = """
 A pretrained network is a stack of stages. **Freezing** a stage means that nothing in it changes while the rest trains:
 no gradient, no weight decay, BatchNorm and Dropout as in evaluation. With every stage but the head frozen this is a
 **linear probe**; with none frozen it is **fine-tuning**. In between lies a trade-off: early layers hold general
-features (edges, textures) that hardly need to change, late ones are specific to the source classes.
+features (edges, textures) that hardly need to change, late ones are specific to the source classes. The study has
+three parts.
 
-**How to read the accuracy figure**: from left to right more stages are frozen; the dot is the mean over seeds, the bar
+1. *How deep?* One pretrained network on the target, frozen to several depths. *Progressive* arms begin as a linear
+   probe and thaw stage by stage (Howard & Ruder 2018, for text). *Layer-wise rates* give each stage 0.7 times the
+   learning rate of the one above it.
+2. *Where does a network stop being general?* An own network is trained on some classes of a set. Its first stages are
+   kept and frozen, all behind them is trained **from random weights** on other classes. The control keeps the first
+   stages of a network trained on those *same* classes: what both lose is the cost of cutting a network in two, what
+   only the first loses is that its stages are specific to its own classes.
+3. *First or last?* A network trained on clean images meets corrupted ones of the same classes. Only the input differs,
+   so it may be enough to train the first stages and leave all behind them alone (*surgical fine-tuning*, Lee et al.
+   2023), while a new head sees features that are spoilt already.
+
+**How to read the accuracy figures**: from left to right more stages are frozen; the dot is the mean over seeds, the bar
 its 95 % interval, the small dots are the single seeds. Two depths whose paired difference has an interval that holds 0
 cannot be told apart with this many seeds; that is not the same as being equal.
 
-*Progressive* arms begin as a linear probe and thaw stage by stage (Howard & Ruder 2018, for text). *Layer-wise rates*
-give each stage 0.7 times the learning rate of the one above it.
-
 Sources: Yosinski et al. 2014, "How transferable are features in deep neural networks?"; Howard & Ruder 2018, "Universal
-language model fine-tuning"; Kornblith et al. 2019, "Do better ImageNet models transfer better?".
+language model fine-tuning"; Kornblith et al. 2019, "Do better ImageNet models transfer better?"; Lee et al. 2023,
+"Surgical fine-tuning improves adaptation to distribution shifts".
 """
 
-DEPTHS = 5  # depths from nothing frozen to the head alone, evenly spaced over the backbone's stages
 LR_DECAY = 0.7
-ALL, HEAD = "nothing frozen", "head only"
+DEPTH, CLASSES, INPUT = "depth", "other classes", "corrupted input"  # the parts
+ALL, HEAD, FIRST = "nothing frozen", "head only", "first block only"
+OTHER, SAME = "other classes", "same classes"
+
+
+@dataclass
+class Settings(study.Settings):
+    """Settings of this study.
+
+    Args:
+        depths: Depths of the first part, from nothing frozen to the head alone, evenly spaced over the stages.
+        own_data: Image set of the second and third part.
+        own_data_dir: Its folder.
+        own_backbone: Network of these parts, trained from random weights.
+        own_image_size: Side in pixels of their images.
+        own_source: Classes that the network of the second part comes from.
+        own_target: Classes that it is taken to.
+        own_epochs: Epochs of pretraining.
+        own_target_epochs: Epochs on the target of the second and third part.
+        own_samples: Training images of each target class of the second part.
+        own_learning_rates: Learning rates of these parts, as many as the others.
+        own_corruption: Corruption of the third part.
+        own_severity: Its severity, 1 to 5.
+        own_corrupted: Corrupted training images of each class.
+    """
+
+    depths: int = 5
+    own_data: str = "digits"
+    own_data_dir: str | None = None
+    own_backbone: str = "shufflenet_v2_x1_0"
+    own_image_size: int = 32
+    own_source: list[str] = field(default_factory=lambda: ["0", "1", "2", "3", "4"])
+    own_target: list[str] = field(default_factory=lambda: ["5", "6", "7", "8", "9"])
+    own_epochs: int = 12
+    own_target_epochs: int = 12
+    own_samples: int | None = None
+    own_learning_rates: float | list[float] = 3e-3
+    own_corruption: str = "gaussian_noise"
+    own_severity: int = 5
+    own_corrupted: int | None = None
 
 
 # %% The grid
@@ -48,35 +104,50 @@ def stages(backbone: str) -> tl.Stages:
     return tl.Stages(tl.create_backbone(backbone, "none", num_classes=2))
 
 
-def depths(backbone: str) -> list[int]:
+def depths(settings: Settings) -> list[int]:
     """Return the numbers of frozen stages to try, from none to all but the head."""
-    deepest = len(stages(backbone)) - 1
-    return sorted({round(depth) for depth in np.linspace(0, deepest, DEPTHS)})
+    deepest = len(stages(settings.backbone)) - 1
+    return sorted({round(depth) for depth in np.linspace(0, deepest, settings.depths)})
 
 
-def schedule(backbone: str, epochs: int) -> dict[int, int]:
+def schedule(settings: Settings) -> dict[int, int]:
     """Return the frozen depth by epoch: at first the head alone trains, from half of the epochs on everything."""
-    steps = depths(backbone)[::-1]
-    last = max(1, epochs // 2)
+    steps = depths(settings)[::-1]
+    last = max(1, settings.epochs // 2)
     return {epoch: steps[round(epoch * (len(steps) - 1) / last)] for epoch in range(last + 1)}
 
 
-def arms(settings: study.Settings) -> list[Arm]:
-    """Return the arms: each depth, and progressive unfreezing, with and without layer-wise rates."""
-    names = stages(settings.backbone).names
+def arms(settings: Settings) -> list[Arm]:
+    """Return the arms of the three parts."""
+    names, own = stages(settings.backbone).names, stages(settings.own_backbone).names
     grid = []
-    for depth in depths(settings.backbone):
+    for depth in depths(settings):
         name = ALL if depth == 0 else HEAD if depth == len(names) - 1 else f"up to {names[depth - 1]}"
-        grid.append(Arm(name, {"frozen_stages": depth, "progressive": False, "lr_decay": 1.0}))
-    grid.append(Arm("progressive", {"frozen_stages": 0, "progressive": True, "lr_decay": 1.0}))
+        grid.append(Arm(name, {"part": DEPTH, "frozen_stages": depth, "progressive": False, "lr_decay": 1.0}))
+    grid.append(Arm("progressive", {"part": DEPTH, "frozen_stages": 0, "progressive": True, "lr_decay": 1.0}))
     for arm in (grid[0], grid[-1]):
         grid.append(Arm(f"{arm.name} + layer-wise rates", {**arm.factors, "lr_decay": LR_DECAY}))
+    for depth in range(1, len(own)):
+        for source in (OTHER, SAME):
+            factors = {"part": CLASSES, "frozen_stages": depth, "source": source}
+            grid.append(Arm(kept(source, depth, settings), factors))
+    grid += [Arm(corrupted(trained), {"part": INPUT, "trained": trained}) for trained in (ALL, FIRST, HEAD)]
     return grid
 
 
-def freezing(arm: Arm, settings: study.Settings) -> int | dict[int, int]:
-    """Return what an arm freezes: a fixed depth or a schedule."""
-    return schedule(settings.backbone, settings.epochs) if arm.factors["progressive"] else arm.factors["frozen_stages"]
+def kept(source: str, depth: int, settings: Settings) -> str:
+    """Return the name of an arm of the second part."""
+    return f"{source}, up to {stages(settings.own_backbone).names[depth - 1]}"
+
+
+def corrupted(trained: str) -> str:
+    """Return the name of an arm of the third part."""
+    return f"corrupted: {trained}"
+
+
+def freezing(arm: Arm, settings: Settings) -> int | dict[int, int]:
+    """Return what an arm of the first part freezes: a fixed depth or a schedule."""
+    return schedule(settings) if arm.factors["progressive"] else arm.factors["frozen_stages"]
 
 
 def decay(arm: Arm) -> float | None:
@@ -84,25 +155,110 @@ def decay(arm: Arm) -> float | None:
     return arm.factors["lr_decay"] if arm.factors["lr_decay"] < 1 else None
 
 
-def plan(arm: Arm, settings: study.Settings) -> object:
+def plan(arm: Arm, settings: Settings) -> object:
     """Say what an arm will do, epoch by epoch."""
-    return study.freezing_plan(settings, freezing(arm, settings), decay(arm))
+    if arm.factors["part"] == DEPTH:
+        return study.freezing_plan(settings, freezing(arm, settings), decay(arm))
+    return f"{settings.own_backbone} on {settings.own_data}, {settings.own_target_epochs} epochs"
+
+
+def own(settings: Settings) -> Settings:
+    """Return the settings of the second and third part."""
+    return replace(
+        settings,
+        data=settings.own_data,
+        data_dir=settings.own_data_dir,
+        backbone=settings.own_backbone,
+        weights="none",
+        image_size=settings.own_image_size,
+        epochs=settings.own_target_epochs,
+        learning_rates=settings.own_learning_rates,
+        samples_per_class=None,
+    )
+
+
+def check(settings: Settings) -> None:
+    """Refuse what no trial could run."""
+    study.check_training(settings)
+    study.check_training(own(settings))
+    twice = sorted(set(settings.own_source) & set(settings.own_target))
+    if twice:
+        raise UserError(f"--own-source and --own-target must not share classes, but both name {', '.join(twice)}")
+    if len(own(settings).rate_list()) != len(settings.rate_list()):
+        raise UserError("--own-learning-rates must be as many as --learning-rates: every arm is tuned alike")
 
 
 # %% One trial
-def run(trial: Trial, settings: study.Settings) -> dict[str, object]:
-    """Train and test one arm at one seed; for a fixed depth measure the cost of a step beside it."""
+def run(trial: Trial, settings: Settings) -> dict[str, Any]:
+    """Train and test one arm at one seed."""
+    return {DEPTH: at_depth, CLASSES: on_kept_stages, INPUT: on_corrupted_input}[trial.arm.factors["part"]](
+        trial, settings
+    )
+
+
+def at_depth(trial: Trial, settings: Settings) -> dict[str, Any]:
+    """Fine-tune the pretrained network; for a fixed depth measure the cost of a step beside it."""
     record = study.train_and_test(trial, settings, freezing=freezing(trial.arm, settings), lr_decay=decay(trial.arm))
     if trial.arm.factors["frozen_stages"] > 0:
         record |= study.measure_step_cost(trial, settings, trial.arm.factors["frozen_stages"])
     return record
 
 
+def on_kept_stages(trial: Trial, settings: Settings) -> dict[str, Any]:
+    """Keep the first stages of an own network, train what lies above from random weights."""
+    mine, depth, source = own(settings), trial.arm.factors["frozen_stages"], trial.arm.factors["source"]
+    target = {"classes": tuple(settings.own_target), "samples_per_class": settings.own_samples}
+    path = study.pretrained_on(
+        mine,
+        settings.own_target if source == SAME else settings.own_source,
+        trial.seed,
+        folder=study.sources(trial),
+        epochs=settings.own_epochs,
+        samples_per_class=settings.own_samples,
+    )
+    start = study.kept_stages(trial, mine, path, depth, target)
+    record = study.train_and_test(trial, mine, freezing=depth, start=start, data_options=target)
+    return {**record, **study.source_columns(path), "data": mine.data, "image_size": mine.image_size}
+
+
+def on_corrupted_input(trial: Trial, settings: Settings) -> dict[str, Any]:
+    """Adapt an own network, trained on clean images, to corrupted ones."""
+    mine, trained = own(settings), trial.arm.factors["trained"]
+    path = study.pretrained_on(mine, None, trial.seed, folder=study.sources(trial), epochs=settings.own_epochs)
+    shift = {
+        "corruption": settings.own_corruption,
+        "severity": settings.own_severity,
+        "corrupt_parts": ("train", "val", "test"),
+        "samples_per_class": settings.own_corrupted,
+    }
+    classes = study.data_module(mine, trial.seed, **shift).num_classes
+    record = study.train_and_test(
+        trial,
+        mine,
+        freezing="head" if trained == HEAD else 0,
+        freeze_from=2 if trained == FIRST else None,
+        start=study.whole_network(trial, mine, path, classes),
+        data_options=shift,
+    )
+    return {**record, **study.source_columns(path), "data": mine.data, "image_size": mine.image_size}
+
+
 # %% What is reported
 def report(report: study.Report) -> None:
-    """Tables, figures and criteria."""
-    results, arms = report.results, report.arms
-    by_depth = results[~results["progressive"] & (results["lr_decay"] == 1)]
+    """Tables, figures and criteria of the three parts."""
+    parts = {part: report.results[report.results["part"] == part] for part in (DEPTH, CLASSES, INPUT)}
+    names = {part: [arm for arm in report.arms if arm in set(rows["arm"])] for part, rows in parts.items()}
+    if len(parts[DEPTH]):
+        report_depths(report, parts[DEPTH], names[DEPTH])
+    if len(parts[CLASSES]):
+        report_classes(report, parts[CLASSES], names[CLASSES])
+    if len(parts[INPUT]):
+        report_input(report, parts[INPUT], names[INPUT])
+
+
+def report_depths(report: study.Report, results: Any, arms: list[str]) -> None:
+    """Accuracy and cost by depth, which differences are real, the cost model."""
+    by_depth = results[(results["progressive"] == False) & (results["lr_decay"] == 1)]  # noqa: E712
     differences = study.compare_all(results, ALL, "test_accuracy")
     tied = [arm for arm, c in differences.items() if c.verdict == "no difference shown"]
     report.conclude(
@@ -113,55 +269,109 @@ def report(report: study.Report) -> None:
         if arm not in tied:
             report.conclude(f"*{arm}* is {comparison.verdict}: {comparison.difference.format()} in test accuracy.")
 
-    report.section("Accuracy and cost by depth")
+    report.section("1. Accuracy and cost by depth")
     report.table(study.arm_table(results, arms))
     order = [arm for arm in arms if arm in set(by_depth["arm"])]
     figure = study.plots.accuracy_against_factor(by_depth, order=order, metric="test_accuracy")
     report.figure("accuracy_by_depth", figure, "Test accuracy against the number of frozen stages.")
     figure = study.plots.pareto(results, cost="train_seconds", value="test_accuracy")
     report.figure("accuracy_by_time", figure, "Test accuracy against the seconds of training of the selected model.")
-    figure = study.plots.learning_curves(report.curves, arms=[*order, "progressive"])
+    curves = report.curves[report.curves["arm"].isin(arms)]
+    figure = study.plots.learning_curves(curves, arms=[*order, "progressive"])
     report.figure("learning_curves", figure, "Training loss and validation accuracy by epoch (mean and interval).")
 
     report.section("Which differences are real", study.HOW_TO_READ_DIFFERENCES)
     report.table(study.comparison_table(differences))
     report.figure("differences", study.plots.paired_differences(differences), f"Paired difference to {ALL}.")
-    _criteria(report, order)
-
-
-def _criteria(report: study.Report, order: list[str]) -> None:
-    """8a: accuracy falls when more than the lower half is frozen; 6b: the cost model of a step."""
-    middle = order[len(order) // 2]
-    fall = study.compare(report.results, HEAD, middle, "test_accuracy").difference
-    report.criterion(
-        study.Criterion(
-            finding="8a",
-            claim="frozen features lose accuracy from the middle layers on",
-            source="Yosinski et al. 2014",
-            published="62.7 62.3 61.8 59.9 57.8 58.0 54.2 % for frozen layers 1 to 7",
-            rule=f"accuracy of {HEAD!r} - {middle!r} below 0",
-            effect=fall.scaled(100),
-            unit="points",
-            verdict=study.statistics.decide(fall, 0.0, "below"),
-            note="Yosinski trains what lies above from random weights; here it stays pretrained and is fine-tuned.",
-        )
-    )
-    costs = report.results.dropna(subset=["step_time_ratio"])
+    costs = results.dropna(subset=["step_time_ratio"])
     if len(costs):
         ratio = costs["step_time_ratio"] / costs["step_flops_ratio"]
-        by_seed = study.statistics.mean_interval(ratio.groupby(costs["seed"]).mean())
+        by_seed = mean_interval(ratio.groupby(costs["seed"]).mean())
         report.criterion(
             study.Criterion(
                 finding="6b",
                 claim="a step with the share f of the FLOPs frozen costs [1 + 2 (1 - f)] / 3 of a full one",
                 source="cost model",
                 published="measured / model = 1",
+                published_effect=1.0,
                 rule="mean of measured / model over the depths within 0.75 and 1.25",
                 effect=by_seed,
                 unit="measured / model",
-                verdict=study.statistics.decide(by_seed, (0.75, 1.25), "within"),
+                verdict=decide(by_seed, (0.75, 1.25), "within"),
             )
         )
+
+
+def report_classes(report: study.Report, results: Any, arms: list[str]) -> None:
+    """Where a network stops being general: 8a."""
+    settings = report.settings
+    names = stages(settings.own_backbone).names
+    top, middle = len(names) - 1, max(1, len(names) // 2)
+    gap = gain_interval(results, (kept(OTHER, top, settings), kept(SAME, top, settings)), "test_accuracy")
+    fall = gain_interval(results, (kept(OTHER, top, settings), kept(OTHER, middle, settings)), "test_accuracy")
+    report.section(
+        "2. Where a network stops being general",
+        f"{settings.own_backbone} from classes {', '.join(settings.own_source)} to {', '.join(settings.own_target)} of "
+        f"{settings.own_data}; stages up to the one named are kept and frozen, all behind them begin at random.",
+    )
+    figure = study.plots.metric_against_number(
+        results, "frozen_stages", "source", order=[OTHER, SAME], number_text="Stages kept and frozen", log=False
+    )
+    report.figure("kept_stages", figure, "Test accuracy against the number of stages kept from other or same classes.")
+    report.table(study.arm_table(results, arms))
+    report.conclude(
+        f"With all stages of *{OTHER}* kept, the own network is {gap.scaled(100).format(1)} points from one of the "
+        f"{SAME}, and {fall.scaled(100).format(1)} points from keeping up to {names[middle - 1]}."
+    )
+    report.criterion(
+        study.Criterion(
+            finding="8a",
+            claim="kept layers lose accuracy on other classes, the last ones most",
+            source="Yosinski et al. 2014",
+            published="62.7 62.3 61.8 59.9 57.8 58.0 54.2 % for layers 1 to 7 kept",
+            published_effect=-8.5,
+            rule="all stages kept: other - same classes below 0, and all - middle of other classes below 0",
+            effect=gap.scaled(100),
+            unit="points",
+            verdict=all_of(decide(gap, 0.0, "below"), decide(fall, 0.0, "below")),
+            note=f"The effect shown is other - same classes at the top; the fall from the middle is "
+            f"{fall.scaled(100).format(1)} points. Published: 54.2 against 62.7 % for one layer kept.",
+        )
+    )
+
+
+def report_input(report: study.Report, results: Any, arms: list[str]) -> None:
+    """First or last: 8c."""
+    settings = report.settings
+    to_all, to_head = (
+        gain_interval(results, (corrupted(FIRST), corrupted(other)), "test_accuracy") for other in (ALL, HEAD)
+    )
+    report.section(
+        "3. First or last, where the input is corrupted",
+        f"{settings.own_backbone}, trained on clean {settings.own_data}, adapted to {settings.own_corruption} of "
+        f"severity {settings.own_severity}. The first block is what lies before the third stage.",
+    )
+    report.table(study.arm_table(results, arms))
+    figure = study.plots.accuracy_against_factor(results, order=arms, metric="test_accuracy", apart=arms)
+    report.figure("corrupted_input", figure, "Test accuracy on corrupted images by what was trained.")
+    report.conclude(
+        f"On corrupted images, training the *{FIRST}* differs from training everything by "
+        f"{to_all.scaled(100).format(1)} points and from the *{HEAD}* by {to_head.scaled(100).format(1)}."
+    )
+    report.criterion(
+        study.Criterion(
+            finding="8c",
+            claim="under a corrupted input, tuning the first block matches tuning all",
+            source="Lee et al. 2023",
+            published="replication: 77.0 / 78.2, 79.8 / 80.2, 80.2 / 79.4 % (first block / all)",
+            published_effect=-0.27,
+            rule="first block - all above -1.5 points, and first block - head above 8 points",
+            effect=to_all.scaled(100),
+            unit="points",
+            verdict=all_of(decide(to_all, -0.015, "above"), decide(to_head, 0.08, "above")),
+            note=f"Shown is first block - all; first block - head is {to_head.scaled(100).format(1)} points.",
+        )
+    )
 
 
 # %% The study
@@ -169,10 +379,11 @@ STUDY = study.Study(
     name="freezing",
     question="How deep should a pretrained network be frozen?",
     background=BACKGROUND,
+    settings=Settings,
     arms=arms,
     run=run,
     report=report,
-    check=lambda settings: study.check_training(settings),
+    check=check,
     plan=plan,
 )
 

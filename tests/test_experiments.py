@@ -57,12 +57,18 @@ def test_help_and_a_wrong_argument_answer_through_the_command(path):
     assert wrong.stderr == "error: unknown argument --epocs; did you mean --epochs?\n"
 
 
+OWN = [
+    *("--own-backbone", "shufflenet_v2_x0_5", "--own-epochs", "1", "--own-target-epochs", "1", "--own-samples", "4"),
+    *("--own-corrupted", "8", "--own-learning-rates", "0.01"),
+]
+
+
 @pytest.fixture(scope="module")
 def freezing(tmp_path_factory):
     """A real freezing study, tiny: its exit code and its output folder."""
     out = tmp_path_factory.mktemp("freezing")
     with pytest.raises(SystemExit) as end:
-        main(load(ROOT / "experiments" / "freezing.py").STUDY, [*TINY, "--out", str(out)])
+        main(load(ROOT / "experiments" / "freezing.py").STUDY, [*TINY, *OWN, "--out", str(out)])
     return end.value.code, out
 
 
@@ -71,7 +77,7 @@ def test_a_study_ends_with_a_row_for_each_trial(freezing):
     results = pd.read_csv(out / "results.csv")
     assert code == 0
     assert set(results["status"]) == {"ok"}
-    assert len(results) == 8
+    assert results["part"].value_counts().to_dict() == {"depth": 8, "other classes": 10, "corrupted input": 3}
     contract = "study arm seed data backbone weights image_size epochs learning_rate val_accuracy test_accuracy"
     contract += " train_seconds images_per_second peak_memory_mb trainable_parameters total_parameters forward_flops"
     contract += " device precision versions git_commit status error"
@@ -80,15 +86,26 @@ def test_a_study_ends_with_a_row_for_each_trial(freezing):
 
 def test_deeper_freezing_trains_fewer_parameters(freezing):
     results = pd.read_csv(freezing[1] / "results.csv")
-    fixed = results[~results["progressive"] & (results["lr_decay"] == 1)].sort_values("frozen_stages")
+    fixed = results[(results["progressive"] == False) & (results["lr_decay"] == 1)].sort_values("frozen_stages")  # noqa: E712
     assert fixed["trainable_parameters"].is_monotonic_decreasing
     assert fixed["trainable_parameters"].nunique() == len(fixed)
-    assert results["test_fingerprint"].nunique() == 1
+    assert fixed["test_fingerprint"].nunique() == 1
+
+
+def test_kept_stages_and_the_first_block_train_what_they_say(freezing):
+    results = pd.read_csv(freezing[1] / "results.csv").set_index("arm")
+    other, same = (results[results.index.str.startswith(f"{source} classes")] for source in ("other", "same"))
+    assert other["trainable_parameters"].tolist() == same["trainable_parameters"].tolist()
+    assert other["trainable_parameters"].is_monotonic_decreasing
+    assert results.loc["corrupted: first block only", "trainable_parameters"] < 10_000
+    assert results.loc["corrupted: nothing frozen", "trainable_parameters"] > 300_000
+    assert results.loc["corrupted: head only", "trainable_parameters"] == 1024 * 10 + 10
+    assert set(results.loc[["corrupted: head only"], "test_fingerprint"]) != {results["test_fingerprint"].iloc[0]}
 
 
 def test_the_criteria_are_reported(freezing):
     criteria = pd.read_csv(freezing[1] / "criteria.csv")
-    assert set(criteria["finding"]) == {"8a", "6b"}
+    assert set(criteria["finding"]) == {"8a", "8c", "6b"}
     assert set(criteria["verdict"]) <= {"holds", "fails", "not decided"}
 
 

@@ -5,6 +5,7 @@ from scipy import stats
 from tl_lightning.errors import UserError
 from tl_lightning.study.intervals import Interval
 from tl_lightning.study.statistics import (
+    all_of,
     bootstrap_interval,
     decide,
     differences,
@@ -288,3 +289,16 @@ def test_a_bound_must_fit_its_direction():
         decide(interval, (0.0, 1.0), "above")
     with pytest.raises(UserError, match="did you mean below"):
         decide(interval, 0.0, "bellow")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (("holds", "holds"), "holds"),
+        (("holds", "fails"), "fails"),
+        (("not decided", "fails"), "fails"),
+        (("holds", "not decided"), "not decided"),
+    ],
+)
+def test_a_criterion_of_parts_holds_when_all_of_them_do(verdicts, expected):
+    assert all_of(*verdicts) == expected

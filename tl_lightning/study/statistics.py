@@ -31,6 +31,7 @@ __all__ = [
     "Comparison",
     "Equivalence",
     "Interval",
+    "all_of",
     "bootstrap_interval",
     "decide",
     "differences",
@@ -190,6 +191,13 @@ def decide(
     else:
         raise unknown_name("direction", direction, ["above", "below", "within"])
     return "holds" if holds else "fails" if fails else "not decided"
+
+
+def all_of(*verdicts: Verdict) -> Verdict:
+    """Return the verdict on a criterion of several parts: one that fails fails it, all must hold for it to hold."""
+    if "fails" in verdicts:
+        return "fails"
+    return "holds" if set(verdicts) == {"holds"} else "not decided"
 
 
 def _subtract(a: Values, b: Values) -> NDArray[np.float64]:
