@@ -71,6 +71,7 @@ def fit_classifier(
     weights: str | None = None,
     epochs: int | None = None,
     bn: BnPolicy = "eval",
+    freeze_from: Depth | None = None,
     augmentation: Callable[[], Callback] | None = None,
     callbacks: Callable[[], Sequence[Callback]] | None = None,
     module_options: Mapping[str, Any] | None = None,
@@ -91,6 +92,7 @@ def fit_classifier(
         weights: Other weights than those of the settings.
         epochs: Another number of epochs than that of the settings.
         bn: What BatchNorm does in frozen stages, see ``ProgressiveUnfreezing``.
+        freeze_from: Stages from this one on stay frozen too, see ``ProgressiveUnfreezing``.
         augmentation: Makes the augmentation callback; no augmentation by default.
         callbacks: Makes further callbacks; they must not change what the frozen stages see.
         module_options: Further arguments of ``TransferModule``.
@@ -110,7 +112,7 @@ def fit_classifier(
         return module
 
     def own_callbacks() -> list[Callback]:
-        made: list[Callback] = [ProgressiveUnfreezing(freezing, bn=bn)]
+        made: list[Callback] = [ProgressiveUnfreezing(freezing, bn=bn, freeze_from=freeze_from)]
         made += [DiscriminativeLR(decay=lr_decay)] if lr_decay is not None else []
         made += [augmentation()] if augmentation is not None else []
         return [*made, *(callbacks() if callbacks is not None else ())]
