@@ -51,6 +51,7 @@ ALL, TOP, PROBE, LP_FT = METHODS = ("all layers", "top layers", "linear probe", 
 IN, OUT = "test_accuracy", "test_ood_accuracy"
 MARGIN = 0.5  # points: what LP-FT may lose and still keep what fine-tuning has
 NEAR_0 = 1.0  # points: what still counts as near 0
+GROWS = "the more, the more data"
 
 
 @dataclass
@@ -226,42 +227,39 @@ def _criteria(report: study.Report, sizes: list[int]) -> None:
                 claim=f"linear probing first keeps the accuracy of fine-tuning {words} distribution",
                 source="Kumar et al. 2022",
                 published=f"LP-FT - fine-tuning {published} {words} distribution",
-                rule=f"LP-FT - fine-tuning, mean over the sizes, above -{MARGIN} points",
+                rule=f"LP-FT - fine-tuning {words} distribution, mean over the sizes, above -{MARGIN} points",
                 effect=gain,
                 unit="points",
                 verdict=decide(gain, -MARGIN, "above"),
                 note=bench,
             )
         )
-    for effect, rule, verdict in _data_rules(results, sizes):
+    for when, rule, effect, verdict in _data_rules(results, sizes):
         report.criterion(
             study.Criterion(
                 finding="2b",
-                claim=f"fine-tuning beats the linear probe when there is data: {rule.split(':')[0]}",
+                claim=f"fine-tuning beats the linear probe when there is data: {when}",
                 source="Kornblith et al. 2019",
                 published="fine-tuning ahead with full training sets, the probe with few images",
-                rule=rule.split(": ")[1],
+                rule=rule,
                 effect=effect,
                 unit="points",
                 verdict=verdict,
-                note=f"{bench} {_sizes_note(sizes)}".strip() if rule.startswith("grows") else "",
+                note=f"{bench} {_sizes_note(sizes)}".strip() if when == GROWS else "",
             )
         )
 
 
-def _data_rules(results: pd.DataFrame, sizes: list[int]) -> list[tuple[Interval, str, Any]]:
+def _data_rules(results: pd.DataFrame, sizes: list[int]) -> list[tuple[str, str, Interval, Any]]:
     few, many = ((name(ALL, size), name(PROBE, size)) for size in (sizes[0], sizes[-1]))
     small, large = (study.gain_interval(results, pair, IN).scaled(100) for pair in (few, many))
     growth = study.contrast_interval(results, many, few, IN).scaled(100)
-    gain = "fine-tuning - linear probe"
+    first, last, gain = f"{sizes[0]} a class", f"{sizes[-1]} a class", "fine-tuning - linear probe"
+    rule = f"{gain} at {first} below +{NEAR_0:g} point"
     return [
-        (small, f"not with {sizes[0]} a class: {gain} below +{NEAR_0:g} points", decide(small, NEAR_0, "below")),
-        (large, f"with {sizes[-1]} a class: {gain} above 0", decide(large, 0.0, "above")),
-        (
-            growth,
-            f"grows with data: ({gain}) at {sizes[-1]} - at {sizes[0]} a class above 0",
-            decide(growth, 0.0, "above"),
-        ),
+        (f"not with {first}", rule, small, decide(small, NEAR_0, "below")),
+        (f"with {last}", f"{gain} at {last} above 0", large, decide(large, 0.0, "above")),
+        (GROWS, f"({gain}) at {last} - at {first} above 0", growth, decide(growth, 0.0, "above")),
     ]
 
 
