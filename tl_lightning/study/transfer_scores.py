@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tl_lightning.activations.extraction import compute_activations, device_of, global_average
+from tl_lightning.activations.extraction import FrozenPrefix, device_of, global_average
 from tl_lightning.analysis import (
     frechet_distance,
     knn_accuracy,
@@ -90,7 +90,7 @@ def measure_scores(
         weights: Its weights; those with a published head give LEEP.
         source: Images of the source, where they are at hand.
     """
-    features, held = penultimate(module, images, "train"), penultimate(module, images, "val")
+    features, held = penultimates(module, images, ("train", "val"))
     labels, held_labels = images.train_set.labels.numpy(), images.val_set.labels.numpy()
     random = random_module(images, settings, seed, backbone)
     return {
@@ -112,10 +112,15 @@ def kept_features(before: TaskModule, after: TaskModule, images: TransferDataMod
 
 def penultimate(module: TaskModule, images: TransferDataModule, part: Part) -> Tensor:
     """Return what enters the head, averaged over positions, [N, d], of all images of a part, in evaluation mode."""
+    return penultimates(module, images, [part])[0]
+
+
+def penultimates(module: TaskModule, images: TransferDataModule, parts: Sequence[Part]) -> list[Tensor]:
+    """Return the same for several parts; the network is prepared once."""
     stages = module.stages
     prefix = stages.split(stages.boundary_before(len(stages) - 1))[0]
-    found = compute_activations(prefix, batches(images, part), device_of(module), module.normalise)
-    return global_average(found)
+    frozen = FrozenPrefix(prefix, device_of(module), module.normalise)
+    return [torch.cat([global_average(frozen(b)[0]).cpu() for b in batches(images, part)]) for part in parts]
 
 
 def batches(images: TransferDataModule, part: Part) -> Iterator[Tensor]:
