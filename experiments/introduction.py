@@ -223,7 +223,13 @@ def _features(report: study.Report, results: pd.DataFrame) -> None:
 def _data(report: study.Report, results: pd.DataFrame) -> dict[int, Multiplier]:
     """Show the second step; return the multiplier by images a class."""
     sizes = sorted(report.settings.sizes)
-    report.section("2. After little training", "The horizontal distance of the lines is the effective data.")
+    images = study.data_module(report.settings, report.settings.seed_list()[0])
+    share = images.label_counts("val").max().item() / len(images.val_set)
+    report.section(
+        "2. After little training",
+        "The horizontal distance of the lines is the effective data. Who always names the most frequent class is right "
+        f"in {100 * share:.0f} % of the validation images.",
+    )
     figure = study.plots.metric_against_number(results, "samples_per_class", "method", order=(FINE, SCRATCH))
     report.figure("accuracy_by_images", figure, "Test accuracy by the number of training images a class.")
     curve = {n: name(SCRATCH, n) for n in sizes}
