@@ -42,7 +42,9 @@ seeds, an open triangle is a seed that never reached the target in the epochs it
 its training, and its arm's speed-up is then an upper bound. The time is that of training (validation is left out); that
 of computing cached features and of compiling counts; accuracy is looked at after every epoch.
 
-Trials run one after another in one process; steps of a throw-away model run before the first one is timed.
+Trials run one after another in one process; steps of a throw-away model run before the first one is timed. The first
+step of a fit, and the first after stages thaw, is slower because its operations are counted: it enters with the mean
+time of the other steps of its epoch.
 
 Sources: Kornblith et al. 2019, "Do better ImageNet models transfer better?"; Howard & Ruder 2018 (gradual unfreezing);
 Smith 2018, "A disciplined approach to neural network hyper-parameters" (one cycle); Goyal et al. 2017 (warm-up); Tan &
@@ -112,6 +114,11 @@ def frozen(arm: Arm, settings: Settings) -> int | dict[int, int]:
     return {"nothing": 0, "half": (head + 1) // 2, "head": head}[str(arm.factors["frozen"])]
 
 
+def epochs(arm: Arm, settings: Settings) -> int:
+    """Return the epochs of an arm: more from scratch, which needs them."""
+    return settings.epochs * (1 if arm.factors["pretrained"] else settings.scratch_factor)
+
+
 def check(settings: Settings) -> None:
     """Refuse, before anything is trained, what no trial could run."""
     study.check_training(settings)
@@ -136,7 +143,7 @@ def run(trial: Trial, settings: Settings) -> dict[str, Any]:
         made += [ProgressiveResizing(sides)] if sides else []
         return made + ([CompiledTraining()] if factors["compiled"] else [])
 
-    scratch = {} if factors["pretrained"] else {"weights": "none", "epochs": settings.epochs * settings.scratch_factor}
+    rates = settings.learning_rates if factors["pretrained"] else settings.scratch_learning_rates
     record = study.train_and_test(
         trial,
         settings if factors["cached"] else replace(settings, cache_size=0.0),
@@ -148,14 +155,14 @@ def run(trial: Trial, settings: Settings) -> dict[str, Any]:
             "channels_last": factors["channels_last"],
         },
         precision="bf16-mixed" if factors["mixed"] else "32-true",
-        learning_rates=study.rates(
-            settings.learning_rates if factors["pretrained"] else settings.scratch_learning_rates
-        ),
+        weights=settings.weights if factors["pretrained"] else "none",
+        epochs=epochs(trial.arm, settings),
+        learning_rates=study.rates(rates),
         inspect=lambda module, images: speed.forward_pass(module, images, settings) if factors["cached"] else {},
-        **scratch,
     )
     if isinstance(depth, int) and depth > 0 and not factors["cached"]:
         record |= study.measure_step_cost(trial, replace(settings, precision="32-true"), depth)
+    record["clock_seconds"] = time_to_target.clock_seconds(record)
     return record | ({"train_flops": None} if sides else {})  # counted in the first step only, whose images are small
 
 
@@ -248,7 +255,9 @@ STUDY = study.Study(
     report=report,
     settings=Settings,
     check=check,
-    plan=lambda arm, settings: study.freezing_plan(settings, frozen(arm, settings)),
+    plan=lambda arm, settings: study.freezing_plan(
+        replace(settings, epochs=epochs(arm, settings)), frozen(arm, settings)
+    ),
 )
 
 # %%

@@ -66,6 +66,11 @@ class EfficiencyMonitor(Callback):
             raise UserError("EfficiencyMonitor has nothing to report before a fit has ended")
         return dict(self._summary)
 
+    @property
+    def counting(self) -> bool:
+        """Whether the operations of the present training step are counted, which makes it slower."""
+        return hasattr(self, "_flops") and self._flops.counting
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to measure."""
         self._summary = None
@@ -223,6 +228,11 @@ class StepFlops:
         self.backward = 0.0
         self._stack: ExitStack | None = None
         self._mode = flop_counter()
+
+    @property
+    def counting(self) -> bool:
+        """Whether a step is being counted."""
+        return self._stack is not None
 
     def start(self) -> None:
         """Count from here on."""

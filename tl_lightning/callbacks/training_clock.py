@@ -7,7 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from tl_lightning.callbacks.stopwatch import Stopwatch
+from tl_lightning.callbacks.efficiency import EfficiencyMonitor
+from tl_lightning.callbacks.stage_callback import callbacks_of
+from tl_lightning.callbacks.stopwatch import Span, Stopwatch
 
 NAME = "time/train_seconds"
 
@@ -15,8 +17,10 @@ NAME = "time/train_seconds"
 class TrainingClock(Callback):
     """Logs ``time/train_seconds`` at the end of every epoch's training: the seconds of training since the fit began.
 
-    As ``train_seconds`` of ``EfficiencyMonitor``: waiting for data counts, validation, checkpoints and what comes
-    before the first epoch do not; on CUDA it is time of the device. A resumed fit goes on where it stood.
+    Waiting for data counts; validation, checkpoints and what comes before the first epoch do not; on CUDA it is time
+    of the device. A step whose operations an ``EfficiencyMonitor`` counts is slower for that alone (the first of a fit,
+    and the first after stages thaw): it enters with the mean time of the other steps of its epoch. A resumed fit goes
+    on where it stood. Put it before the ``EfficiencyMonitor``.
     """
 
     def __init__(self) -> None:
@@ -26,7 +30,7 @@ class TrainingClock(Callback):
     @property
     def seconds(self) -> float:
         """Seconds of training so far; on CUDA this waits for the device."""
-        return self._earlier + (self._watch.seconds(self._watch.spans) if self._watch is not None else 0.0)
+        return self._earlier + (_undisturbed(self._watch) if self._watch is not None else 0.0)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin anew."""
@@ -47,9 +51,17 @@ class TrainingClock(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop the clock behind the last batch: what follows, such as the validation loader, is no training."""
-        if trainer.is_last_batch:
-            self._running().stop(steady=True)
-            pl_module.log(NAME, self.seconds, on_step=False, on_epoch=True, batch_size=1)
+        watch = self._running()
+        monitors = [callback for callback in callbacks_of(trainer) if isinstance(callback, EfficiencyMonitor)]
+        steady = not any(monitor.counting for monitor in monitors)
+        watch.count(0)
+        if not trainer.is_last_batch:
+            watch.split(steady)
+            return
+        watch.stop(steady)
+        self._earlier = self.seconds
+        watch.spans.clear()
+        pl_module.log(NAME, self._earlier, on_step=False, on_epoch=True, batch_size=1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
@@ -67,3 +79,13 @@ class TrainingClock(Callback):
     def _running(self) -> Stopwatch:
         assert self._watch is not None, "the clock is made when the fit is set up"
         return self._watch
+
+
+def _undisturbed(watch: Stopwatch) -> float:
+    """Return the length of an epoch's spans, disturbed steps as long as the mean of the others."""
+    others: list[Span] = [span for span in watch.spans if span.steady]
+    steps = sum(span.steps for span in others)
+    if steps == 0:
+        return watch.seconds(watch.spans)
+    disturbed = sum(span.steps for span in watch.spans if not span.steady)
+    return watch.seconds(others) * (1 + disturbed / steps)

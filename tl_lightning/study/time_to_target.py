@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,11 @@ class SpeedUp:
         if self.censored:
             return f"at most {self.interval.mean:.2f} ({self.censored} of {self.interval.n} seeds never got there)"
         return self.interval.format(2)
+
+
+def clock_seconds(record: Mapping[str, Any]) -> float:
+    """Return the seconds of all training of a trial, with those of caching features; see ``TrainingClock``."""
+    return float(record["curve"][-1][CLOCK]) + float(record["extraction_seconds"])
 
 
 def final_values(curves: pd.DataFrame, arm: str, metric: str = METRIC) -> dict[Hashable, float]:
