@@ -24,6 +24,7 @@ from tl_lightning.errors import UserError
 from tl_lightning.study import Arm, Trial, domain_criteria, near_far, transfer_gains
 from tl_lightning.study.above_chance import METRIC, train_and_test_above_chance
 from tl_lightning.study.domain_settings import DomainSettings
+from tl_lightning.study.plots.frames import seeds_text
 
 BACKGROUND = """
 A network trained on a **source** (here ImageNet) is used on a **target**. The **gain of transfer** is what that is
@@ -201,7 +202,7 @@ def _gains(report: study.Report, trials: pd.DataFrame, points: pd.DataFrame) -> 
             transfer_gains.scatter_frame(points, "score_frechet_bn", method, 100),
             "Frechet distance to the source's BatchNorm statistics (in units of the source's variance)",
             f"{name.capitalize()} (points above chance)",
-            f"mean and 95 % interval, {report.results['seed'].nunique()} seed(s)",
+            seeds_text(trials),
         )
         caption = f"{name.capitalize()} against the distance between source and target, a point a target."
         report.figure(f"{name.replace(' ', '_')}_by_distance", figure, caption)

@@ -46,6 +46,8 @@ def test_the_criteria_can_hold_and_fail() -> None:
     gap, none = {0: 0.2, 1: 0.22, 2: 0.21}, {0: 0.001, 1: -0.001, 2: 0.0}
     assert [c.verdict for c in near_beats_far(gap, none, [])] == ["holds", "holds"]
     assert [c.verdict for c in near_beats_far(none, gap, [])] == ["not decided", "fails"]
+    two = [{seed: gaps[seed] for seed in (0, 1)} for gaps in (gap, none)]
+    assert [c.verdict for c in near_beats_far(*two, [])] == ["not decided", "not decided"]  # too few seeds
     assert [c.verdict for c in near_beats_far({}, {}, [])] == ["not decided", "not decided"]
     assert gain_shrinks(Interval(-0.1, -0.2, -0.05, 3), "elpv", [10, 100]).verdict == "holds"
     assert gain_shrinks(Interval(0.1, 0.05, 0.2, 3), "elpv", [10, 100]).verdict == "fails"

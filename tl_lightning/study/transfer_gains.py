@@ -131,8 +131,8 @@ def sentence(found: Mapping[str, Interval], gain: str) -> str:
     contrary = f"; against expectation with {', '.join(against)}" if against else ""
     return (
         f"The order of the {gain} over {found[best].n} targets goes with {', '.join(shown) or 'no score'} (interval "
-        f"above 0){contrary}. The highest rank correlation is {found[best].format(2)}, {best}. Of the others nothing "
-        "is claimed."
+        f"above 0){contrary}. The highest rank correlation is {found[best].format(2)}, {best}. Where an "
+        "interval holds 0 nothing is claimed."
     )
 
 
