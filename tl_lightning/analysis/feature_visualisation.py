@@ -102,8 +102,8 @@ def visualise_channels(
             optimizer.step()
         images = decode(parameters).detach()
         end = _activations(model, target, images)
-    picked = [values.gather(1, chosen[:, None])[:, 0].cpu().numpy() for values in (end, start)]
-    return ChannelImages(images.float().cpu().numpy(), chosen.cpu().numpy(), *picked, target.name)
+    excited, begun = (values.gather(1, chosen[:, None])[:, 0].cpu().numpy() for values in (end, start))
+    return ChannelImages(images.float().cpu().numpy(), chosen.cpu().numpy(), excited, begun, target.name)
 
 
 def channel_activations(

@@ -52,7 +52,7 @@ class _Redirected(torch.autograd.Function):
         return values.clamp(low, high)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (values,) = ctx.saved_tensors
         low, high = ctx.bounds
         passed = gradient * ((values > low) & (values < high))

@@ -141,8 +141,8 @@ class Look:
         *_, (_, random) = weight_randomisation_cascade(module, seed=seed)
         maps, control = (_explain(model, grids, layer) for model in (module, random))
         if self.panel is not None:
-            kept = {"images": grids.images, "maps": maps, "control": control, "classes": grids.classes}
-            save_arrays(self.trial.folder, "pointing", {name: values[:3] for name, values in kept.items()})
+            kept = {"images": grids.images[:3], "maps": maps[:3], "control": control[:3], "classes": grids.classes[:3]}
+            save_arrays(self.trial.folder, "pointing", kept)
         return {
             "pointing_share": float(pointing_share(maps, grids.cells).mean()),
             "pointing_share_randomised": float(pointing_share(control, grids.cells).mean()),
