@@ -46,9 +46,9 @@ training, so it explains and does not predict.
 
 **How to read the figures**: in the scatter each point is a target; the bars are 95 % intervals over the seeds. The
 rank correlation (Spearman) asks only whether the order agrees, +1 to -1; its interval comes from resampling the
-targets. Where it holds 0 nothing is claimed. Variants of one set share images and labels, so eight targets are worth less
-than eight independent ones, and the interval is rather too narrow. *Within sets* compares variants of one set alone: what
-only tells digits from solar cells gets nothing there.
+targets. Where it holds 0 nothing is claimed. Variants of one set share images and labels, so eight of them are worth
+less than eight independent targets, and the interval is rather too narrow. The second table compares the variants of
+one set alone: a score that only tells digits from solar cells gets nothing there.
 
 Sources: Yosinski et al. 2014, "How transferable are features in deep neural networks?"; Raghu et al. 2019,
 "Transfusion"; Nguyen et al. 2020 (LEEP); You et al. 2021 (LogME); Bao et al. 2019 (H-score); Agostinelli et al. 2022,
