@@ -21,6 +21,7 @@ def study(tmp_path):
     write_hparams(out / "trials" / "a--seed0" / "lr=0.1", {"seed": 0}, {"accuracy": 0.5})
     for name in ("report.md", "results.csv", "study.json", "figure.png"):
         (out / name).write_text(name)
+    (out / "trials" / "a--seed0" / "record.json").write_text('{"trial": "a--seed0", "seed": 0}')
     (out / "trials" / "a--seed0" / "last.ckpt").write_text("weights")
     return out
 
@@ -54,3 +55,18 @@ def test_a_folder_with_other_files_is_left_alone(study, tmp_path):
 def test_a_folder_without_a_report_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no report\.md"):
         publish(tmp_path, tmp_path / "reference")
+
+
+def test_few_runs_are_shown_all_of_the_first_seed_and_all_records_are_kept(study, tmp_path):
+    for arm in "bcdef":
+        for seed in (0, 1):
+            trial = study / "trials" / f"{arm}--seed{seed}"
+            with SummaryWriter(str(trial / "lr=0.1")) as writer:
+                writer.add_scalar("x", 1.0)
+            write_hparams(trial / "lr=0.1", {"seed": seed}, {"accuracy": 0.5})
+            (trial / "record.json").write_text(f'{{"trial": "{trial.name}", "seed": {seed}}}')
+    publish(study, tmp_path / "reference", runs=3)
+    shown = {path.parts[-3] for path in (tmp_path / "reference").rglob("*.hparams")}
+    assert len(shown) == 3
+    assert all(name.endswith("seed0") for name in shown)
+    assert len(list((tmp_path / "reference").rglob("record.json"))) == 11

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
 
 from tl_lightning.errors import UserError
+from tl_lightning.study.plots.frames import evenly
 
 TABLES = ("report.md", "results.csv", "summary.csv", "criteria.csv", "study.json")
 MAX_EVENT_BYTES = 1_000_000
 
 
-def publish(source: Path, target: Path) -> list[Path]:
+def publish(source: Path, target: Path, runs: int = 3) -> list[Path]:
     """Copy report, tables, figures, records and event files; whatever ``target`` held before is replaced.
 
-    Event files are renamed: the name that TensorBoard gives them holds the name of the machine. Of each trial only the
-    run that was selected is copied: with more than 40 runs TensorBoard shows none until the reader picks some.
+    Event files are renamed: the name that TensorBoard gives them holds the name of the machine. With more than 40 runs
+    TensorBoard shows none until the reader picks some, so event files are copied of the figures and of a few trials of
+    the first seed, each with the run that was selected.
 
     Args:
         source: Output folder of a study.
         target: Folder to fill.
+        runs: Trials to copy the event files of, evenly over the arms.
 
     Returns:
         The files written.
@@ -36,7 +40,7 @@ def publish(source: Path, target: Path) -> list[Path]:
     shutil.rmtree(target, ignore_errors=True)
     files = [source / name for name in TABLES if (source / name).is_file()]
     files += [*source.glob("*.png"), *source.glob("trials/*/record.json")]
-    events = [file for run in _runs(source) for file in run.iterdir() if file.stat().st_size <= MAX_EVENT_BYTES]
+    events = [file for run in _runs(source, runs) for file in run.iterdir() if file.stat().st_size <= MAX_EVENT_BYTES]
     written = [_copy(file, target / file.relative_to(source)) for file in files]
     for number, file in enumerate(sorted(file for file in events if "tfevents" in file.name)):
         name = f"events.out.tfevents.{number:04d}{'.hparams' if file.suffix == '.hparams' else ''}"
@@ -44,10 +48,13 @@ def publish(source: Path, target: Path) -> list[Path]:
     return written
 
 
-def _runs(source: Path) -> list[Path]:
-    """Return the TensorBoard runs to show: the figures and the selected run of each trial, which has the hparams."""
-    selected = {file.parent for file in source.glob("trials/*/*/*.hparams")}
-    return [*selected, *source.glob("figures")]
+def _runs(source: Path, most: int) -> list[Path]:
+    """Return the TensorBoard runs to show: the figures and the selected run of some trials, which has the hparams."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in source.glob("trials/*/record.json")]
+    seeds = [record["seed"] for record in records]
+    first = {record["trial"] for record in records if record["seed"] == min(seeds)}
+    selected = [file.parent for file in source.glob("trials/*/*/*.hparams") if file.parts[-3] in first]
+    return [*evenly(sorted(set(selected)), most), *source.glob("figures")]
 
 
 def _copy(file: Path, target: Path) -> Path:
@@ -61,9 +68,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
     parser.add_argument("source", type=Path, metavar="FROM", help="output folder of a study")
     parser.add_argument("target", type=Path, metavar="TO", help="folder to fill, such as logs/reference/freezing")
+    parser.add_argument("--runs", type=int, default=3, help="trials to copy the event files of")
     arguments = parser.parse_args()
     try:
-        written = publish(arguments.source, arguments.target)
+        written = publish(arguments.source, arguments.target, arguments.runs)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,87 @@
+"""A table of published runs in a README: ``python -m tl_lightning.study.overview FOLDER README``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from tl_lightning.errors import UserError
+from tl_lightning.study.atomic import write_text
+from tl_lightning.study.report import markdown_table
+
+BEGIN, END = "<!-- runs: written by tl_lightning.study.overview -->", "<!-- end of runs -->"
+
+
+def overview(folder: Path, link: str = "") -> pd.DataFrame:
+    """Return a row for each run in ``folder``: its question, size, time and what its criteria say.
+
+    Args:
+        folder: Holds an output folder for each run.
+        link: What to put before a run's name in the link to its report.
+
+    Raises:
+        UserError: No run is there.
+    """
+    runs = sorted(path.parent for path in folder.glob("*/report.md"))
+    if not runs:
+        raise UserError(f"{folder} holds no run: publish one there first")
+    return pd.DataFrame([_row(run, link) for run in runs])
+
+
+def write_overview(folder: Path, readme: Path) -> None:
+    """Put the table between the two markers of a README.
+
+    Raises:
+        UserError: The markers are missing.
+    """
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{readme} lacks the lines {BEGIN} and {END} between which the table goes")
+    table = markdown_table(overview(folder, f"{folder.as_posix()}/"))
+    write_text(readme, f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
+
+
+def _row(run: Path, link: str) -> dict[str, str]:
+    question = (run / "report.md").read_text(encoding="utf-8").splitlines()[0].partition(": ")[2]
+    results = pd.read_csv(run / "results.csv")
+    ended = results[results["status"] == "ok"]
+    minutes = results["wall_seconds"].sum() / 60
+    return {
+        "run": f"[{run.name}]({link}{run.name}/report.md)",
+        "question": question,
+        "data": ", ".join(dict.fromkeys(ended["data"].astype(str))),
+        "trials (seeds)": f"{len(ended)} ({ended['seed'].nunique()})",
+        "minutes": f"{minutes:.1f}",
+        "published findings": _verdicts(run / "criteria.csv"),
+    }
+
+
+def _verdicts(path: Path) -> str:
+    if not path.is_file():
+        return "none"
+    criteria = pd.read_csv(path, dtype={"finding": str})
+    by_verdict = criteria.groupby("verdict", sort=False)["finding"].agg(lambda names: ", ".join(dict.fromkeys(names)))
+    order = [verdict for verdict in ("holds", "fails", "not decided") if verdict in by_verdict]
+    return "; ".join(f"{verdict}: {by_verdict[verdict]}" for verdict in order)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="published runs, such as logs/reference")
+    parser.add_argument("readme", type=Path, metavar="README", help="file with the two markers")
+    arguments = parser.parse_args()
+    try:
+        write_overview(arguments.folder, arguments.readme)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
