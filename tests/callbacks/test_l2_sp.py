@@ -66,6 +66,17 @@ def test_a_frozen_stage_is_not_touched_and_is_pulled_once_it_has_thawed() -> Non
             torch.testing.assert_close(value.detach(), want)
 
 
+@pytest.mark.parametrize("pretrained", ["head", "none"])
+def test_what_is_frozen_gets_no_gradient_whatever_it_would_be_pulled_to(pretrained: str) -> None:
+    module = Linear()
+    before = tensors(module)
+    fit(module, [ProgressiveUnfreezing("layer2"), L2SP(ALPHA, BETA, pretrained=pretrained)])
+    frozen = {name for name in before if name.split(".")[1] in ("conv1", "bn1", "layer1")}
+    assert not frozen & changed(before, module)
+    assert all(module.get_parameter(n).grad is None for n, _ in module.named_parameters() if n in frozen)
+    assert changed(before, module)
+
+
 class Gradients(Callback):
     """Keeps all gradients before each step, and the penalty's own by automatic differentiation."""
 
