@@ -109,7 +109,7 @@ def run(trial: Trial, settings: DomainSettings) -> dict[str, Any]:
     part, method = trial.arm.factors["part"], trial.arm.factors["method"]
     if part == "near and far":
         return near_or_far(trial, settings)
-    options = settings.options(trial.arm.factors["target"], trial.arm.factors.get("images_a_class"))  # type: ignore[arg-type]
+    options = settings.options(trial.arm.factors["target"], trial.arm.factors.get("images_a_class"))
     classes = settings.target(trial.arm.factors["target"]).num_classes
     epochs = settings.epochs_for(options["samples_per_class"] * classes)
     if part == "published":  # 75 % to train on, of which a fifth selects, 25 % to test on
@@ -138,8 +138,9 @@ def inspector(trial: Trial, settings: DomainSettings) -> Any:
         return study.measure_scores(module, images, settings, trial.seed, **names, source=known)
 
     def kept(module: Any, images: Any) -> Mapping[str, Any]:
-        arguments = (settings.backbone, settings.weights, images.num_classes, 1e-3, settings, {})
-        return {"score_cka_tuned": study.kept_features(study.build_module(trial.seed, *arguments), module, images)}
+        classes, rate = images.num_classes, 1e-3
+        before = study.build_module(trial.seed, settings.backbone, settings.weights, classes, rate, settings, {})
+        return {"score_cka_tuned": study.kept_features(before, module, images)}
 
     return {PROBE: scores, TUNED: kept}.get(str(trial.arm.factors["method"]))
 
