@@ -26,7 +26,7 @@ _EXPORTS = {
     "train_and_test_dense": "tl_lightning.study.dense_training",
     "check_dense_training": "tl_lightning.study.dense_training",
     "keep_dense_examples": "tl_lightning.study.dense_examples",
-    "dense_examples": "tl_lightning.study.dense_examples",
+    "read_dense_examples": "tl_lightning.study.dense_examples",
     "check_training": "tl_lightning.study.training",
     "freezing_plan": "tl_lightning.study.training",
     "compare": "tl_lightning.study.comparison",

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -25,6 +26,8 @@ from tl_lightning.study.settings import Settings
 from tl_lightning.study.tensorboard import write_figures
 from tl_lightning.study.trial_run import clear_checkpoints, run_trial
 from tl_lightning.study.work import Work
+
+SUMMARY = ("val_accuracy", "test_accuracy", "test_map", "test_miou", "train_seconds")  # what the terminal shows
 
 
 def run_study(study: Study, settings: Settings) -> int:
@@ -165,26 +168,25 @@ def _show(report: Report, out: Path) -> None:
 def _summary_table(report: Report) -> Table:
     table = Table(title=report.study.question)
     table.add_column("arm")
-    metrics = [m for m in ("val_accuracy", "test_accuracy", "train_seconds") if m in report.results]
+    metrics = [m for m in SUMMARY if m in report.results and report.results[m].notna().any()]
     for name in ("seeds", *metrics):
         table.add_column(name, justify="right")
     for arm in report.arms:
         rows = report.results[report.results["arm"] == arm]
         if len(rows):
-            cells = [
-                f"{rows[m].mean():.3f} ± {rows[m].std():.3f}" if len(rows) > 1 else f"{rows[m].mean():.3f}"
-                for m in metrics
-            ]
-            table.add_row(arm, str(len(rows)), *cells)
+            table.add_row(arm, str(len(rows)), *(_mean(rows[m].dropna()) for m in metrics))
     return table
 
 
+def _mean(values: pd.Series) -> str:
+    if values.empty:
+        return ""
+    return f"{values.mean():.3f} ± {values.std():.3f}" if len(values) > 1 else f"{values.mean():.3f}"
+
+
 def _line(record: dict[str, Any]) -> str:
-    outcome = (
-        record["error"] or f"test accuracy {record['test_accuracy']:.3f}"
-        if "test_accuracy" in record
-        else record["error"]
-    )
+    tested = [name for name in SUMMARY if name.startswith("test_") and record.get(name) is not None]
+    outcome = record["error"] or ", ".join(f"{name.replace('_', ' ')} {record[name]:.3f}" for name in tested)
     return f"{record['arm']}, seed {record['seed']}: {outcome} ({record['wall_seconds']:.1f} s)"
 
 
