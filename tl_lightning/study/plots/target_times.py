@@ -18,6 +18,7 @@ def target_times(
     order: Sequence[str] | None = None,
     *,
     texts: Mapping[str, str] | None = None,
+    text_heading: str = "speed-up",
     reference: str | None = None,
     cost: str = "seconds",
     cost_text: str = "Seconds of training to the target",
@@ -28,6 +29,7 @@ def target_times(
         times: Columns ``arm``, ``seed``, ``reached`` and the cost: to the target, or of all training.
         order: Arms from top to bottom; by default as they come.
         texts: What is written beside an arm, such as its speed-up.
+        text_heading: What stands above it.
         reference: Arm whose mean is drawn as a line.
         cost: Column on the horizontal axis, which is logarithmic.
         cost_text: Text under it.
@@ -63,6 +65,8 @@ def target_times(
         if texts and arm in texts:
             place = axes.get_yaxis_transform()
             axes.text(1.02, row, texts[arm], transform=place, va="center", fontsize=9, color=colour)
+    if texts:
+        axes.text(1.02, 1.0, text_heading, transform=axes.transAxes, va="bottom", fontsize=9, color="#555555")
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_yticks(range(len(arms)), [wrap(arm, 34) for arm in arms])
     axes.set_xlabel(f"{cost_text}, logarithmic")
