@@ -34,6 +34,29 @@ if __name__ == "__main__":
 """
 
 
+SLEEPY = """
+import time
+import numpy as np
+from tl_lightning import study
+from tl_lightning.study import Arm
+
+
+def run(trial, settings):
+    time.sleep(0.7)
+    sample = np.random.default_rng(trial.seed).normal(trial.arm.factors["depth"], 1, 100)
+    return {"test_accuracy": float(sample.mean()), "val_accuracy": 0.5}
+
+
+def arms(settings):
+    return [Arm(f"depth {depth}", {"depth": depth}) for depth in (1, 2)]
+
+
+STUDY = study.Study("sleepy", "Which is deeper?", "", arms, run, lambda report: None)
+if __name__ == "__main__":
+    study.main(STUDY)
+"""
+
+
 @pytest.fixture
 def cluster():
     """Two Ray nodes on this machine."""
@@ -46,29 +69,31 @@ def cluster():
     nodes.shutdown()
 
 
-def on_ray(cluster, *arguments, **options):
-    options = json.dumps({"address": cluster.address, **options})
-    return Running(*arguments, "--launcher", "ray", "--launcher-options", options)
+def on_ray(cluster, *arguments, script):
+    options = json.dumps({"address": cluster.address})
+    return Running(*arguments, "--launcher", "ray", "--launcher-options", options, script=script)
 
 
 @pytest.mark.slow
-def test_a_node_that_is_killed_costs_no_trial(cluster, serial, tmp_path):
-    study = on_ray(cluster, *TINY, "--out", tmp_path)
-    assert study.wait_for(r"\[2/8\]")
+def test_a_node_that_is_killed_costs_no_trial(cluster, tmp_path):
+    script = tmp_path / "sleepy.py"
+    script.write_text(SLEEPY)
+    arguments = ["--seeds", "10", "--gpus", "0", "--out"]
+    assert Running(*arguments, tmp_path / "serial", script=script).wait() == 0
+    study = on_ray(cluster, *arguments, tmp_path / "ray", script=script)
+    assert study.wait_for(r"\[2/20\]", seconds=400), study.stderr
     cluster.remove_node(cluster.second, allow_graceful=False)
     assert study.wait() == 0, study.stderr
     assert "died" in study.stderr
-    assert len(finished(tmp_path)) == TRIALS
-    assert results(tmp_path) == results(serial)
+    assert len(finished(tmp_path / "ray")) == 20
+    assert results(tmp_path / "ray") == results(tmp_path / "serial")
 
 
 @pytest.mark.slow
 def test_a_trial_whose_worker_always_dies_fails_after_three_attempts(cluster, tmp_path):
     script = tmp_path / "mortal.py"
     script.write_text(MORTAL)
-    options = json.dumps({"address": cluster.address})
-    arguments = ["--out", tmp_path / "out", "--seeds", "1", "--gpus", "0", "--launcher", "ray"]
-    study = Running(*arguments, "--launcher-options", options, script=script)
+    study = on_ray(cluster, "--out", tmp_path / "out", "--seeds", "1", "--gpus", "0", script=script)
     assert study.wait() == 1, study.stderr
     assert study.stderr.count("the worker of mortal--seed0 died") == 3
     records = {name: json.loads(content) for name, (_, _, content) in finished(tmp_path / "out").items()}
