@@ -106,8 +106,8 @@ def check(settings: FineTuningSettings) -> None:
 
 
 def shifted(settings: FineTuningSettings) -> dict[str, dict[str, Any]]:
-    """Return the corrupted test sets. They depend on neither seed nor size: all trials share them."""
-    shared = {"severity": settings.severity, "samples_per_class": min(settings.sizes), "seed": 0}
+    """Return the corrupted test sets. They do not depend on the size: all trials of a seed share them."""
+    shared = {"severity": settings.severity, "samples_per_class": min(settings.sizes)}
     return {corruption: {"corruption": corruption, **shared} for corruption in settings.corruptions}
 
 
