@@ -57,7 +57,7 @@ def test_features_are_judged_without_training_and_without_the_test_set(results):
 
 
 def test_one_source_serves_every_arm_of_a_seed_and_the_control_trains_as_long(out, results):
-    kept = sorted(path.parent.name for path in out.glob("sources/*/weights.pt"))
+    kept = sorted(path.parent.name for path in out.glob("trials/.sources/*/weights.pt"))
     assert len(kept) == 3  # the source, and the control at two sizes
     rows = results[results["part"] == "own network"]
     steps = rows["source_steps"].dropna()

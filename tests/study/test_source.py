@@ -93,7 +93,8 @@ def test_a_fit_that_dies_leaves_no_network(tmp_path):
 
 def test_another_file_is_no_source(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
-    for name in ("other.pt", "none.pt"):
+    (tmp_path / "text.pt").write_text("no checkpoint at all")
+    for name in ("other.pt", "none.pt", "text.pt"):
         with pytest.raises(UserError, match=f"{name} is not a network"):
             study.source_record(tmp_path / name)
 

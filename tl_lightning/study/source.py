@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,8 +44,8 @@ PATIENCE_SECONDS = 24 * 3600.0  # to wait for another process that trains the sa
 
 
 def sources(trial: Trial) -> Path:
-    """Return the folder under a study's output folder where the trials keep the networks that they share."""
-    return trial.folder.parents[1] / "sources"
+    """Return the folder, beside those of the trials, of the networks that the trials of a study share."""
+    return trial.folder.parent / ".sources"  # no trial's name begins with a dot
 
 
 def pretrained_on(
@@ -148,7 +149,7 @@ def source_record(path: str | Path) -> dict[str, Any]:
     """
     try:
         return dict(torch.load(user_path(path), map_location="cpu", weights_only=True)["record"])
-    except (OSError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is not a network that pretrained_on kept") from error
 
 
