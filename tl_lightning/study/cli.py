@@ -33,12 +33,14 @@ class StudyParser(ArgumentParser):
 
 
 def main(study: Study, argv: list[str] | None = None) -> None:
-    """Run ``study`` from the command line and exit.
+    """Run ``study`` from the command line, or from a notebook, and exit.
 
+    A notebook has no command line of its own: its arguments are the given ones, and it goes on when all went well.
     The exit code is 0 when all trials ended well, 1 when some failed, 2 for a wrong command or a folder that cannot
     be used, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = [] if _in_notebook() else sys.argv[1:]
     settings = parse(study, argv)
     from tl_lightning.study.repeat import repeat_trial
     from tl_lightning.study.runner import print_plan, run_study
@@ -48,7 +50,9 @@ def main(study: Study, argv: list[str] | None = None) -> None:
     work = print_plan if "--plan" in argv else repeat_trial if settings.repeat is not None else run_study
     try:
         with stop_signals():
-            sys.exit(work(study, settings))
+            code = work(study, settings)
+        if code or not _in_notebook():
+            sys.exit(code)
     except UserError as error:
         fail(str(error))
     except Stopped as stopped:
@@ -57,6 +61,16 @@ def main(study: Study, argv: list[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(stopped.exit_code)
+
+
+def _in_notebook() -> bool:
+    """Tell whether the caller is a cell of a notebook, where ``sys.argv`` is the kernel's and not the user's.
+
+    A script in a notebook's ``%run`` has a file and a command line of its own.
+    """
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    running = kernel is not None and kernel.IPKernelApp.initialized()
+    return running and not hasattr(sys.modules["__main__"], "__file__")
 
 
 def _after_echo() -> str:
