@@ -76,6 +76,7 @@ class Settings(study.Settings):
         own_image_size: Side in pixels of its images.
         own_source: Classes that it is pretrained on.
         own_target: Classes that it is transferred to.
+        own_source_samples: Training images of each source class; all of them by default.
         own_epochs: Epochs of its pretraining.
         own_sizes: Training images of each target class.
         own_steps: Optimizer steps on the target.
@@ -91,6 +92,7 @@ class Settings(study.Settings):
     own_image_size: int = 32
     own_source: list[str] = field(default_factory=lambda: ["0", "1", "2", "3", "4"])
     own_target: list[str] = field(default_factory=lambda: ["5", "6", "7", "8", "9"])
+    own_source_samples: int | None = None
     own_epochs: int = 12
     own_sizes: list[int] = field(default_factory=lambda: [10, 50])
     own_steps: int = 60
@@ -138,6 +140,7 @@ def own(settings: Settings) -> study.OwnTransfer:
         settings.own_epochs,
         settings.own_steps,
         study.rates(settings.scratch_learning_rates),
+        settings.own_source_samples,
     )
 
 

@@ -16,7 +16,18 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "introduction.py"
 TINY = [
     *("--backbone", "efficientnet_lite0", "--backbones", "[efficientnet_lite0]", "--data", "digits"),
     *("--image-size", "32", "--sizes", "[2,4]", "--steps", "2", "--own-backbone", "shufflenet_v2_x0_5"),
-    *("--own-epochs", "1", "--own-sizes", "[2,3]", "--own-steps", "2", "--max-val-samples", "20"),
+    *(
+        "--own-source-samples",
+        "8",
+        "--own-epochs",
+        "1",
+        "--own-sizes",
+        "[2,3]",
+        "--own-steps",
+        "2",
+        "--max-val-samples",
+        "20",
+    ),
     *("--max-test-samples", "20", "--batch-size", "16", "--learning-rates", "0.001"),
     *("--scratch-learning-rates", "0.003", "--seeds", "1", "--gpus", "0"),
 ]

@@ -27,6 +27,7 @@ class OwnTransfer:
         source_epochs: Epochs of the pretraining.
         steps: Optimizer steps on the target, rounded up to whole epochs.
         fresh_rates: Learning rates of what begins with random weights, the pretraining and a head alone among them.
+        source_samples: Training images of each source class; all of them by default.
     """
 
     settings: Settings
@@ -35,10 +36,11 @@ class OwnTransfer:
     source_epochs: int
     steps: int
     fresh_rates: Sequence[float]
+    source_samples: int | None = None
 
     def check(self, most: int, seed: int) -> None:
         """Raise ``UserError`` for classes that are not there, or have fewer than ``most`` training images."""
-        data_module(self.settings, seed, samples_per_class=None, classes=tuple(self.source))
+        data_module(self.settings, seed, samples_per_class=self.source_samples, classes=tuple(self.source))
         data_module(self.settings, seed, samples_per_class=most, classes=tuple(self.target))
 
     def run(self, trial: Trial, start: Start, samples_per_class: int, *, frozen: bool = False) -> dict[str, Any]:
@@ -75,7 +77,13 @@ class OwnTransfer:
             return None
         folder, rates = sources(trial), self.fresh_rates
         path = pretrained_on(
-            self.settings, self.source, trial.seed, folder=folder, epochs=self.source_epochs, learning_rate=rates
+            self.settings,
+            self.source,
+            trial.seed,
+            folder=folder,
+            epochs=self.source_epochs,
+            learning_rate=rates,
+            samples_per_class=self.source_samples,
         )
         if start == "source":
             return path
