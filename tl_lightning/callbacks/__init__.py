@@ -7,6 +7,7 @@ from tl_lightning.callbacks.compiled_training import CompiledTraining
 from tl_lightning.callbacks.dense_augmentation import DenseAugmentation
 from tl_lightning.callbacks.discriminative_lr import DiscriminativeLR
 from tl_lightning.callbacks.efficiency import EfficiencyMonitor
+from tl_lightning.callbacks.folded_prefix import FoldedPrefix
 from tl_lightning.callbacks.freeze_audit import FreezeAudit
 from tl_lightning.callbacks.freezing_schedule import ByEpoch, FreezingSchedule, Gradual, OnPlateau
 from tl_lightning.callbacks.gradcam import GradCAMLogger
@@ -29,6 +30,7 @@ __all__ = [
     "DenseAugmentation",
     "DiscriminativeLR",
     "EfficiencyMonitor",
+    "FoldedPrefix",
     "FreezeAudit",
     "FreezingSchedule",
     "GradCAMLogger",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,22 @@ class TransferModule(TaskModule):
         self.metrics = nn.ModuleDict({part: metrics.clone(prefix=f"{part}/") for part in ("val", "test")})
         self.confusion_metric = MulticlassConfusionMatrix(num_classes)
         self.confusion: Tensor | None = None
+        self._halves: tuple[Callable[[Tensor], Sequence[Tensor]], nn.Module] | None = None
+
+    def use_prefix(self, prefix: Callable[[Tensor], Sequence[Tensor]] | None, suffix: nn.Module | None) -> None:
+        """Run images through ``prefix`` (a ``FrozenPrefix``) and ``suffix`` in place of the backbone; None ends it.
+
+        Both compute what the backbone does while its first half is frozen; the suffix shares its parameters.
+        """
+        self._halves = None if prefix is None or suffix is None else (prefix, suffix)
+
+    def output(self, batch: dict[str, Any]) -> Any:
+        """Return the logits for a batch that holds ``image``, or ``activation`` and a suffix to run on it."""
+        if self._halves is None or "activation" in batch:
+            return super().output(batch)
+        prefix, suffix = self._halves
+        suffix.training = self.training  # outside the module tree, so train() does not reach it
+        return suffix(prefix(batch["image"])[0])
 
     def loss(self, logits: Any, target: Tensor) -> Tensor:
         """Return the mean cross entropy; ``logits`` may be the tuple of a backbone with auxiliary heads."""
