@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fits import Plain, fit, loader, tensors
+from fits import Plain, fit, loader, sgd, tensors
 
 from tl_lightning.callbacks import ProgressiveUnfreezing
 from tl_lightning.callbacks.compiled_training import CompiledTraining, check_compiler
@@ -89,6 +89,7 @@ def test_the_default_backend_trains_to_the_same_weights():
         for part in module.modules():  # compiled code draws other random numbers
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.0
+        module.configure = sgd  # Adam blows rounding up where a bias before BatchNorm has no gradient
         fit(module, callbacks, epochs=2)
         found.append(tensors(module))
     for name, tensor in found[0].items():
