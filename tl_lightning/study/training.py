@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from tl_lightning.backbones import check_image_size, create_backbone, input_spec
-from tl_lightning.callbacks import DiscriminativeLR, Plan, ProgressiveUnfreezing
+from tl_lightning.callbacks import DiscriminativeLR, FoldedPrefix, Plan, ProgressiveUnfreezing
 from tl_lightning.callbacks.frozen import BnPolicy
 from tl_lightning.data import TransferDataModule
 from tl_lightning.features import ActivationCache, CachedDataModule
@@ -115,6 +115,7 @@ def fit_classifier(
         made: list[Callback] = [ProgressiveUnfreezing(freezing, bn=bn, freeze_from=freeze_from)]
         made += [DiscriminativeLR(decay=lr_decay)] if lr_decay is not None else []
         made += [augmentation()] if augmentation is not None else []
+        made += [] if _fixed(freezing, bn, augmentation) and settings.cache_size else _folded(freezing, bn)
         return [*made, *(callbacks() if callbacks is not None else ())]
 
     return fit_grid(
@@ -196,13 +197,23 @@ def _cached(
     settings: Settings,
 ) -> pl.LightningDataModule:
     """Return a data module that serves the activations at the freeze boundary where they never change."""
-    fixed = not isinstance(freezing, Mapping) and bn == "eval" and augmentation is None
+    fixed = _fixed(freezing, bn, augmentation)
     depth = module.stages.depth(freezing) if fixed else 0  # type: ignore[arg-type]
     if depth == 0 or settings.cache_size == 0:
         return datamodule
     boundary = module.stages.boundary_before(depth)
     cache = activation_cache(settings.cache_dir, settings.cache_size)
     return CachedDataModule(datamodule, module, boundary, cache)
+
+
+def _fixed(freezing: Freezing, bn: str, augmentation: object) -> bool:
+    """Return whether what the frozen stages compute of an image is the same in every epoch."""
+    return not isinstance(freezing, Mapping) and bn == "eval" and augmentation is None
+
+
+def _folded(freezing: Freezing, bn: str) -> list[Callback]:
+    """Return what runs frozen stages quickly where they see other images in every epoch, or thaw."""
+    return [FoldedPrefix()] if bn == "eval" and freezing not in (0, "none") else []
 
 
 def check_training(settings: Settings) -> None:
