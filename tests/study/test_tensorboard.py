@@ -1,6 +1,9 @@
+import io
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import metadata
@@ -60,6 +63,20 @@ def test_figures_are_images_of_one_run_and_replace_earlier_ones(tmp_path):
     assert len(images) == 1
     assert (images[0].width, images[0].height) == (400, 300)
     assert images[0].encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_a_figure_of_photographs_is_a_small_image_close_to_what_it_shows(tmp_path):
+    smooth = np.random.default_rng(0).random((20, 20, 3)).repeat(15, 0).repeat(15, 1)
+    grain = np.random.default_rng(1).random((300, 300, 1))
+    photograph = 0.8 * smooth + 0.2 * grain
+    figure = Figure(figsize=(4, 4), dpi=100)
+    figure.add_axes((0, 0, 1, 1)).imshow(photograph)
+    events = EventAccumulator(str(write_figures(tmp_path, {"panel": figure}))).Reload()
+    shown = events.Images("panel")[0]
+    assert (shown.height, shown.width) == (400, 400)
+    pixels = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))).astype(float)
+    assert np.abs(pixels - rasterise(figure)).mean() < 8
+    assert len(shown.encoded_image_string) < 150_000  # as PNG it is three times as much
 
 
 def test_a_foreign_file_beside_the_figures_stays(tmp_path):

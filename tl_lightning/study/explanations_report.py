@@ -15,6 +15,7 @@ from tl_lightning.callbacks.gradcam_panel import gradcam_panel
 from tl_lightning.study.arrays import Arrays, load_arrays
 from tl_lightning.study.design import Arm, trial_id
 from tl_lightning.study.explanation_criteria import criteria, interval_of
+from tl_lightning.study.intervals import mean_interval
 from tl_lightning.study.plots import accuracy_against_factor
 from tl_lightning.study.plots.pictures import Picture, as_picture, map_alone, map_over_image, picture_rows
 from tl_lightning.study.report import Report
@@ -177,10 +178,25 @@ def sanity(report: Report, main: str) -> None:
     if arrays is not None:
         names = frame["stage"].drop_duplicates().tolist()
         report.figure("sanity_maps", _sanity_maps(arrays, names), "The maps behind it, of the first images.")
+    _conclude_cascade(report, frame)
     cam, guided = (interval_of(report.results, main, f"{name}_correlation") for name in ("gradcam", "guided"))
     beside = f"; those of guided backpropagation at {guided.format()}" if guided.n else ""
     report.conclude(
         f"With all weights random the Grad-CAM maps correlate with the trained network's at {cam.format()}{beside}."
+    )
+
+
+def _conclude_cascade(report: Report, frame: pd.DataFrame) -> None:
+    """Say how far the two methods are apart when the upper stages alone are random."""
+    order = frame["stage"].drop_duplicates().tolist()
+    if len(order) < 3 or frame["guided backpropagation"].isna().all():
+        return
+    upper = frame[frame["stage"] == order[1]]
+    means = {name: mean_interval(upper[name].astype(float)) for name in ("Grad-CAM", "guided backpropagation")}
+    report.conclude(
+        f"With the weights random from the head down to {order[1]} alone, the correlation is "
+        f"{means['Grad-CAM'].format()} for Grad-CAM and {means['guided backpropagation'].format()} for guided "
+        "backpropagation."
     )
 
 
@@ -244,7 +260,7 @@ def _grids(report: Report, main: str, arrays: Arrays) -> Figure:
     rows = {"grid": [as_picture(image) for image in images]}
     for name, key in ((main, "maps"), (f"{main}{RANDOMISED}", "control")):
         rows[name] = [map_over_image(image, heat) for image, heat in zip(images, arrays[key], strict=True)]
-    return picture_rows(rows, columns=columns, cell=2.2)
+    return picture_rows(rows, columns=columns, cell=1.9)
 
 
 def features(report: Report, fine: str, scratch: str) -> None:
@@ -279,7 +295,7 @@ def _feature_pictures(report: Report, fine: str, scratch: str, layer: str) -> Fi
         if images is not None:
             rows[name] = [as_picture(image) for image in images]
             captions[name] = [f"channel {channel}" for channel in arrays[f"{when}|{layer}|channels"].tolist()]
-    return picture_rows(rows, captions=captions, cell=1.7) if rows else None
+    return picture_rows(rows, captions=captions, cell=1.4) if rows else None
 
 
 def _networks(fine: str, scratch: str) -> list[tuple[str, str, str]]:

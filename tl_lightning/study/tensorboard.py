@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams, scalar
 
@@ -56,8 +59,20 @@ def write_figures(out: Path, figures: Mapping[str, Figure]) -> Path:
             earlier.unlink()
     with SummaryWriter(str(folder)) as writer:
         for name, figure in figures.items():
-            writer.add_image(name, rasterise(figure), dataformats="HWC")
+            writer._get_file_writer().add_summary(_image(name, rasterise(figure)))  # type: ignore[no-untyped-call]
     return folder
+
+
+def _image(name: str, pixels: np.ndarray) -> Summary:
+    """Return the summary of an image, as PNG or JPEG, whichever is smaller: figures with photographs are large."""
+    encoded = []
+    for options in ({"format": "PNG", "optimize": True}, {"format": "JPEG", "quality": 88}):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, **options)  # type: ignore[arg-type]
+        encoded.append(buffer.getvalue())
+    height, width, colours = pixels.shape
+    image = Summary.Image(height=height, width=width, colorspace=colours, encoded_image_string=min(encoded, key=len))
+    return Summary(value=[Summary.Value(tag=name, image=image)])
 
 
 def rasterise(figure: Figure) -> np.ndarray:
