@@ -199,7 +199,7 @@ def _cached(
     """Return a data module that serves the activations at the freeze boundary where they never change."""
     fixed = _fixed(freezing, bn, augmentation)
     depth = module.stages.depth(freezing) if fixed else 0  # type: ignore[arg-type]
-    if depth == 0 or settings.cache_size == 0:
+    if depth == 0 or settings.cache_size == 0 or settings.ranks() > 1:  # the cache serves one process
         return datamodule
     boundary = module.stages.boundary_before(depth)
     cache = activation_cache(settings.cache_dir, settings.cache_size)
