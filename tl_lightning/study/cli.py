@@ -18,6 +18,9 @@ from tl_lightning.study.design import Study
 from tl_lightning.study.settings import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+LARGEST_IMAGE = 4096  # pixels
+MOST_SEEDS = 10_000
+LONGEST = 600  # characters of an error: what the user gave may be a whole file
 
 
 class StudyParser(ArgumentParser):
@@ -80,7 +83,8 @@ def _after_echo() -> str:
 
 def fail(message: str) -> NoReturn:
     """Print one line and exit with code 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.encode("utf-8", "backslashreplace").decode().split())
+    print(f"error: {line if len(line) <= LONGEST else line[:LONGEST] + ' ...'}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -91,7 +95,10 @@ def parse(study: Study, argv: list[str]) -> Settings:
     argv = [_underscored(token, switches) for token in argv]
     if "--smoke" in argv:
         argv = [*smoke_configs(study.name), *(token for token in argv if token != "--smoke")]
-    values = _parser(study).parse_args(argv).as_dict()
+    try:
+        values = _parser(study).parse_args(argv).as_dict()
+    except Exception as error:  # what the parser trips over: a picture as YAML, a name with a null byte
+        fail(f"the command line or its configuration cannot be read: {error or type(error).__name__}")
     settings = study.settings(**{key: value for key, value in values.items() if key in fields})
     try:
         check(settings)
@@ -122,6 +129,14 @@ def _parser(study: Study) -> StudyParser:
 
 def check(settings: Settings) -> None:
     """Raise ``UserError`` for values that no run could use."""
+    for field in dataclasses.fields(settings):
+        _check_given(f"--{field.name}", getattr(settings, field.name), str(field.type))
+    if settings.image_size > LARGEST_IMAGE:
+        raise UserError(f"--image-size must be at most {LARGEST_IMAGE}, not {settings.image_size}")
+    if isinstance(settings.seeds, int) and settings.seeds > MOST_SEEDS:
+        raise UserError(f"--seeds must be at most {MOST_SEEDS} seeds, not {settings.seeds}")
+    if settings.weight_decay < 0:
+        raise UserError(f"--weight-decay must not be negative, not {settings.weight_decay}")
     seeds = settings.seed_list()
     positive = (
         "samples_per_class",
@@ -158,6 +173,14 @@ def check(settings: Settings) -> None:
         raise UserError(f"--learning-rates must be distinct numbers above 0, not {rates}")
     if settings.cache_size < 0:
         raise UserError(f"--cache-size must not be negative, not {settings.cache_size}")
+
+
+def _check_given(flag: str, value: object, type_name: str) -> None:
+    if value is None and "None" not in type_name:
+        raise UserError(f"{_dashed(flag)} needs a value, not null")
+    numbers = value if isinstance(value, list) else [value]
+    if not all(abs(number) <= sys.maxsize for number in numbers if isinstance(number, int | float)):  # nan is not
+        raise UserError(f"{_dashed(flag)} must be a finite number, not {value}")
 
 
 def _underscored(token: str, switches: set[str]) -> str:
