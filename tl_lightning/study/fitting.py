@@ -164,6 +164,7 @@ def evaluate_selected(
         "extraction_seconds": fits.extraction_seconds,
         "device": fits.devices.name,
         "precision": fits.devices.precision,
+        "skipped_images": getattr(images, "skipped", 0),
         "data_fingerprint": images.fingerprint("train"),
         "test_fingerprint": images.fingerprint("test"),
         "transform_fingerprint": images.transform_fingerprint(),

@@ -162,7 +162,7 @@ class Report:
         settings = {**self.settings.configuration(), "seeds": self.settings.seed_list()}
         lines = [f"- command: `{command_line(self.study, self.settings)}`"]
         lines += [f"- {key}: {value}" for key, value in settings.items() if value is not None]
-        for column in ("device", "precision", "versions", "git_commit", "test_fingerprint"):
+        for column in ("device", "precision", "versions", "git_commit", "test_fingerprint", "skipped_images"):
             if column in self.results and len(self.results):
                 values = sorted({str(value) for value in self.results[column]})
                 lines.append(f"- {column}: {', '.join(values)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 # Where and how fast a study runs, or how many seeds of it, does not make it another study: these may change between
 # two calls that continue the same output folder.
@@ -63,6 +63,7 @@ class Settings:
         seeds: Number of seeds, or a list of them; a seed fixes split, subset, head and batch order in all arms.
         precision: Lightning precision; by default bf16-mixed or 16-mixed on a GPU and 32-true on the CPU.
         workers: Processes that decode images; 0 decodes a set once and keeps it.
+        on_bad_image: error at an image that cannot be read; skip leaves it out, and the record counts those left out.
         cache_dir: Folder for activations of frozen stages; by default they are kept in memory.
         cache_size: Gigabytes that cached activations may take.
         out: Output folder; logs/STUDY by default.
@@ -97,6 +98,7 @@ class Settings:
     seeds: int | list[int] = 3
     precision: str | None = None
     workers: int = 0
+    on_bad_image: Literal["error", "skip"] = "error"
     cache_dir: str | None = None
     cache_size: float = 4.0
     out: str | None = None

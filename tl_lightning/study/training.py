@@ -42,6 +42,7 @@ def data_module(settings: Settings, seed: int, **options: Any) -> TransferDataMo
         "val_samples": settings.max_val_samples,
         "test_samples": settings.max_test_samples,
         "workers": settings.workers,
+        "on_bad_image": settings.on_bad_image,
         "seed": seed,
     }
     return _set_up(tuple(sorted({**arguments, **options}.items())))
