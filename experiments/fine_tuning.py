@@ -74,7 +74,7 @@ class FineTuningSettings(study.Settings):
     corruptions: list[str] = field(default_factory=lambda: ["gaussian_noise", "defocus_blur", "contrast"])
     severity: int = 3
     head_rate_factor: float = 10.0
-    probe_passes: int = 3
+    probe_passes: int = 2
 
 
 # %% The grid

@@ -168,7 +168,7 @@ def budget_of(settings: OverfittingSettings, size: int, scratch: bool) -> study.
     """Return the epochs: equal steps at all sizes, more of them from random weights."""
     classes = study.data_module(settings, settings.seed_list()[0], samples_per_class=size).num_classes
     longer = replace(settings, epochs=settings.epochs * (settings.scratch_epochs if scratch else 1))
-    return study.equal_steps(classes * size, classes * max(settings.sizes), longer)
+    return study.equal_steps(classes * size, classes * max(settings.sizes), longer, validations=5)
 
 
 # %% What is reported
