@@ -141,7 +141,12 @@ class Look:
         *_, (_, random) = weight_randomisation_cascade(module, seed=seed)
         maps, control = (_explain(model, grids, layer) for model in (module, random))
         if self.panel is not None:
-            kept = {"images": grids.images[:3], "maps": maps[:3], "control": control[:3], "classes": grids.classes[:3]}
+            kept: dict[str, npt.ArrayLike] = {
+                "images": grids.images[:3],
+                "maps": maps[:3],
+                "control": control[:3],
+                "classes": grids.classes[:3],
+            }
             save_arrays(self.trial.folder, "pointing", kept)
         return {
             "pointing_share": float(pointing_share(maps, grids.cells).mean()),

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams, scalar
 
@@ -59,7 +59,7 @@ def write_figures(out: Path, figures: Mapping[str, Figure]) -> Path:
             earlier.unlink()
     with SummaryWriter(str(folder)) as writer:
         for name, figure in figures.items():
-            writer._get_file_writer().add_summary(_image(name, rasterise(figure)))  # type: ignore[no-untyped-call]
+            writer._get_file_writer().add_summary(_image(name, rasterise(figure)))
     return folder
 
 
