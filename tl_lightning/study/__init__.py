@@ -25,7 +25,7 @@ _EXPORTS = {
     "build_dense_module": "tl_lightning.study.dense_training",
     "train_and_test_dense": "tl_lightning.study.dense_training",
     "check_dense_training": "tl_lightning.study.dense_training",
-    "keep_dense_examples": "tl_lightning.study.dense_examples",
+    "keep_dense_examples": "tl_lightning.study.kept_examples",
     "read_dense_examples": "tl_lightning.study.dense_examples",
     "check_training": "tl_lightning.study.training",
     "freezing_plan": "tl_lightning.study.training",

@@ -16,9 +16,9 @@ from tl_lightning.study.plots.pictures import Picture, picture_rows
 from tl_lightning.study.plots.style import COLOURS
 
 _MORE = ("#882255", "#44AA99", "#DDCC77", "#332288", "#999933", "#AA4499", "#117733", "#88CCEE")  # Tol's muted scheme
-PALETTE = (*COLOURS, *_MORE)
+PALETTE = (*COLOURS[:6], *_MORE, *COLOURS[6:])  # black and grey last: they hide in dark images
 _SIDE = 256  # pixels of a picture at least, so that lines and letters are fine
-_SHARE = 0.6  # of the class colour over the image
+_SHARE = 0.7  # of the class colour over the image
 _VOID = 255
 _BACKGROUND = "background"
 _LEGEND_COLUMNS = 6
