@@ -225,7 +225,10 @@ def _correlations(report: study.Report, points: pd.DataFrame) -> None:
     rows = {score: {GAINS[method]: found[method][score] for method in GAINS} for score in names}
     figure = study.plots.correlation_forest(rows, "Rank correlation with the gain", list(GAINS.values()))
     report.figure("correlations", figure, "Rank correlation of scores with the gain; hollow: the interval holds 0.")
-    report.text("The same among the variants of one set alone, all sets together:")
+    report.text(
+        "The same among the variants of one set alone, all sets together; without intervals, as so few sets cannot be "
+        "resampled, and so without claims:"
+    )
     report.table(
         pd.DataFrame(
             {"score": score} | {name: transfer_gains.text(within[method].get(score)) for method, name in GAINS.items()}

@@ -137,8 +137,8 @@ def sentence(found: Mapping[str, Interval], gain: str) -> str:
 
 
 def text(interval: Interval | None) -> str:
-    """Return an interval as text."""
-    return "n/a" if interval is None else interval.format(2)
+    """Return a correlation as text, without its interval: a few sets are too few to resample."""
+    return "n/a" if interval is None else f"{interval.mean:+.2f} (n = {interval.n})"
 
 
 def scatter_frame(points: pd.DataFrame, x: str, y: str, scale: float = 1.0) -> pd.DataFrame:
