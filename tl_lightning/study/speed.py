@@ -113,8 +113,8 @@ def step_table(results: pd.DataFrame, arms: Sequence[str], reference: str) -> pd
         trials = results[results["arm"] == arm]
         if trials.empty:
             continue
-        rates = shared(by_seed(results, arm, "images_per_second"), by_seed(results, reference, "images_per_second"))
-        ratio = "n/a" if not rates[0] else "1 (the reference)" if arm == reference else paired_ratio(*rates).format(2)
+        own, plain = shared(*(by_seed(results, name, "images_per_second") for name in (arm, reference)))
+        ratio = "n/a" if not own else "1 (the reference)" if arm == reference else paired_ratio(own, plain).format(2)
         rows.append(
             {
                 "arm": arm,
