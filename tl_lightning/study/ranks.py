@@ -91,7 +91,8 @@ def help_node_zero(store: RecordStore, settings: Settings) -> None:
         store: The output folder, which all machines share.
         settings: Those of the command, the same on all machines.
     """
-    seen, started = "", []
+    seen = ""
+    started: list[subprocess.Popen[str]] = []
     last_sign = time.monotonic()
     patience = START_SECONDS
     try:

@@ -62,7 +62,8 @@ class RayBackend:
             cause = error.cause
             raise cause if isinstance(cause, UserError) else error from None
         except self.ray.exceptions.RayError as error:
-            raise WorkerDied(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+            lines = str(error).strip().splitlines() or ["no reason given"]
+            raise WorkerDied(f"{type(error).__name__}: {lines[0]}") from error
 
     def close(self, handles: Sequence[Any]) -> None:
         """End what still runs; a cluster that was there before stays."""
