@@ -139,6 +139,10 @@ def report(report: study.Report) -> None:
     figure = study.plots.gains_against_number(
         gaps, number_text="Training images", gain_text="Pretrained - scratch (points of the metric)"
     )
+    named = {f"{words}, {n} images": c for words, by_size in gaps.items() for n, c in by_size.items()}
+    report.table(
+        study.comparison_table(study.statistics.holm(named)).rename(columns={"arm": "pretrained - scratch, 1x"})
+    )
     report.figure("gap_by_images", figure, "Gap between pretrained and scratch at the 1x schedule, in points.")
     for words, by_size in gaps.items():
         told = "; ".join(f"{c.difference.scaled(100).format(1)} with {n} images" for n, c in by_size.items())
@@ -180,15 +184,26 @@ def _task_section(report: study.Report, task: str, rows: pd.DataFrame) -> None:
     if task not in DENSE:
         return
     largest = [arm for arm in report.arms if arm in set(rows.loc[rows["images"] == max(settings.sizes), "arm"])]
-    figure = study.plots.learning_curves(report.curves, ("train/loss", f"val/{metric}"), largest)
+    curves = report.curves[report.curves["arm"].isin(largest)]
+    short = [_without_task(arm) for arm in largest]
+    figure = study.plots.learning_curves(
+        curves.assign(arm=curves["arm"].map(_without_task)), ("train/loss", f"val/{metric}"), short
+    )
     report.figure(f"{task}_curves", figure, f"Training loss and validation {WORDS[metric]} at the largest size.")
     _examples(report, task, rows[rows["arm"].isin(largest) & (rows["seed"] == rows["seed"].min())])
 
 
+def _without_task(arm: str) -> str:
+    return arm.partition(", ")[2]
+
+
 def _examples(report: study.Report, task: str, rows: pd.DataFrame) -> None:
     """Draw what the models of one seed find in validation images, where the trials' folders still hold it."""
-    trials = {row.arm: study.read_dense_examples(report.out / "trials" / row.trial) for row in rows.itertuples()}
-    found = {arm.partition(", ")[2]: examples for arm, examples in trials.items() if examples is not None}
+    found = {}
+    for arm, trial in zip(rows["arm"], rows["trial"], strict=True):
+        examples = study.read_dense_examples(report.out / "trials" / trial)
+        if examples is not None:
+            found[_without_task(arm)] = examples
     if found:
         drawn = f"Boxes with a score of at least {CERTAIN}" if task == "detection" else "Masks"
         caption = f"{drawn} on the first validation images, seed {rows['seed'].min()}; the first row is the truth."

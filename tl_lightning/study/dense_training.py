@@ -15,6 +15,7 @@ from tl_lightning.callbacks import ProgressiveUnfreezing
 from tl_lightning.data.annotations import OnBad
 from tl_lightning.data.dense import DenseDataModule
 from tl_lightning.data.dense_datasets import Task
+from tl_lightning.data.partition import PARTS
 from tl_lightning.errors import UserError
 from tl_lightning.study.design import Trial
 from tl_lightning.study.devices import resolve_devices
@@ -170,8 +171,8 @@ def check_dense_training(settings: Settings, dense: DenseTask, train_images: int
     resolve_devices(settings.gpus, settings.precision)
     for seed in settings.seed_list():
         images = dense_data_module(settings, dense, seed, train_images)
-        for part in ("train", "val", "test"):
-            if not int(images.label_counts(part).sum()):  # type: ignore[arg-type]
+        for part in PARTS:
+            if not int(images.label_counts(part).sum()):
                 raise UserError(
                     f"{dense.data}: nothing is annotated in the {part} part ({len(getattr(images, f'{part}_set'))} "
                     f"images, seed {seed}); {dense.task} cannot be learnt or judged there"

@@ -54,7 +54,7 @@ def boxes_over_image(
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=3)
         if class_names is not None:
             _write(pen, (x1, y1), class_names[int(label) - 1], colour)
-    return np.asarray(large, dtype=np.float32) / 255
+    return (np.asarray(large, dtype=np.float32) / 255).astype(np.float32)
 
 
 def mask_over_image(image: NDArray[np.uint8], mask: NDArray[np.uint8], class_names: Sequence[str]) -> Picture:

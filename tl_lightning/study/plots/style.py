@@ -39,7 +39,15 @@ _TEXTS = {
     "memory_increase_mb": "Memory of training (MiB)",
     "epoch": "Epoch",
 }
-_PARTS = {"val": "validation", "train": "training", "auroc": "AUROC", "f1": "F1", "ece": "calibration error"}
+_PARTS = {
+    "val": "validation",
+    "train": "training",
+    "auroc": "AUROC",
+    "f1": "F1",
+    "ece": "calibration error",
+    "map": "mAP",
+    "miou": "mIoU",
+}
 
 
 def new_figure(width: float = 8.0, height: float = 5.0) -> Figure:
