@@ -140,7 +140,7 @@ def test_boxes_are_predicted_in_pixels_of_the_file(tmp_path):
     run("predict", "--ckpt_path", str(checkpoint), "--output", str(output), *CPU)
     columns = output.read_text().splitlines()[0]
     assert columns == "image,class,score,x1,y1,x2,y2"
-    assert {row["image"] for row in table(output)} <= {"0", "1", "2", "3"}
+    assert 1 <= len({int(row["image"]) for row in table(output)}) <= 4
     whole = boxes_by_hand(checkpoint, tmp_path / "photos" / "wide.png")
     run(
         "predict",

@@ -227,7 +227,7 @@ def test_any_value_of_another_type_is_refused(name, value, capsys):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.dictionaries(
+    values=st.dictionaries(
         TEXTS.filter(lambda name: name not in Settings.__dataclass_fields__), NESTED, min_size=1, max_size=3
     )
 )
@@ -237,7 +237,7 @@ def test_any_unknown_key_is_refused(values, capsys):
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(min_size=1, max_size=40).filter(lambda content: content.strip(b"\r\n\t #-.")))
+@given(content=st.binary(min_size=1, max_size=40).filter(lambda content: content.strip(b"\r\n\t #-.")))
 def test_any_bytes_as_a_configuration_are_refused_or_say_nothing(content, capsys):
     """Bytes that are no mapping of settings are refused, whatever they are."""
     Path("config.yaml").write_bytes(content)
@@ -250,6 +250,6 @@ def test_any_bytes_as_a_configuration_are_refused_or_say_nothing(content, capsys
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(TEXTS, min_size=1, max_size=4).filter(lambda argv: not any(t.startswith("-h") for t in argv)))
+@given(argv=st.lists(TEXTS, min_size=1, max_size=4).filter(lambda argv: not any(t.startswith("-h") for t in argv)))
 def test_any_stray_words_are_refused(argv, capsys):
     refusal(capsys, argv)

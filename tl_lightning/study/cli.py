@@ -8,12 +8,15 @@ import logging
 import re
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from tl_lightning.errors import UserError, unknown_name
+from tl_lightning.paths import user_path
 from tl_lightning.study.design import Study
 from tl_lightning.study.settings import Settings
 
@@ -101,6 +104,9 @@ def parse(study: Study, argv: list[str]) -> Settings:
         fail(f"the command line or its configuration cannot be read: {error or type(error).__name__}")
     settings = study.settings(**{key: value for key, value in values.items() if key in fields})
     try:
+        for token, following in zip(argv, [*argv[1:], ""], strict=True):
+            if token.partition("=")[0] == "--config":
+                _check_keys(token.partition("=")[2] or following, values)
         check(settings)
     except UserError as error:
         fail(str(error))
@@ -173,6 +179,13 @@ def check(settings: Settings) -> None:
         raise UserError(f"--learning-rates must be distinct numbers above 0, not {rates}")
     if settings.cache_size < 0:
         raise UserError(f"--cache-size must not be negative, not {settings.cache_size}")
+
+
+def _check_keys(path: str, known: Collection[str]) -> None:
+    """Raise for an unknown key; jsonargparse passes over one whose value is an empty mapping."""
+    for key in yaml.safe_load(user_path(path).read_text(encoding="utf-8")) or {}:
+        if key not in known:
+            raise unknown_name(f"setting in {path}", str(key), known)
 
 
 def _check_given(flag: str, value: object, type_name: str) -> None:
