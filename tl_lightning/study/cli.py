@@ -104,7 +104,7 @@ def parse(study: Study, argv: list[str]) -> Settings:
         fail(f"the command line or its configuration cannot be read: {error or type(error).__name__}")
     settings = study.settings(**{key: value for key, value in values.items() if key in fields})
     try:
-        for token, following in zip(argv, [*argv[1:], ""], strict=True):
+        for token, following in zip(argv, [*argv, ""][1:], strict=True):
             if token.partition("=")[0] == "--config":
                 _check_keys(token.partition("=")[2] or following, values)
         check(settings)
