@@ -21,6 +21,10 @@ def test_dashes_and_underscores_are_the_same():
     assert parse(STUDY, ["--image-size", "64"]) == parse(STUDY, ["--image_size=64"])
 
 
+def test_no_arguments_are_the_defaults():
+    assert parse(STUDY, []) == Settings()
+
+
 def test_switches_need_no_value():
     assert parse(STUDY, ["--fresh"]).fresh
     assert not parse(STUDY, ["--fresh=false"]).fresh
