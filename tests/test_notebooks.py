@@ -78,5 +78,5 @@ def test_main_takes_no_command_line_from_the_kernel(tmp_path):
     assert os.listdir(tmp_path) == ["logs"]
     wrong = [sources[0], "study.main(STUDY, ['--epocs', '3'])"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in wrong])
-    with pytest.raises(CellExecutionError, match="SystemExit: 2"):
+    with pytest.raises(CellExecutionError, match="error: unknown argument --epocs"):
         execute(notebook)
