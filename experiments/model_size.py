@@ -91,7 +91,7 @@ def run(trial: Trial, settings: Settings) -> dict[str, Any]:
     )
     cached = method == "linear probe" and settings.cache_size > 0  # one pass over the images in place of one an epoch
     passes = record["train_images"] if cached else 0
-    record["training_step_ms"] = None if cached else 1000 * settings.batch_size / record["images_per_second"]
+    record |= {} if method == "linear probe" else model_costs.step_costs(trial, settings, network)
     return {**record, "training_flops": record["train_flops"] + passes * record["inference_flops"]}
 
 
@@ -106,7 +106,7 @@ def report(report: study.Report) -> None:
     report.section("What a network costs", model_costs.HOW_TO_READ)
     report.table(model_costs.cost_table(report.results, report.arms))
     whole = report.results[report.results["method"] != "linear probe"].drop_duplicates(["network", "seed"])
-    costs = ("latency_ms", "throughput", "training_step_ms", "memory_increase_mb")
+    costs = ("latency_ms", "throughput", "training_step_ms", "step_memory_mb")
     figure = study.plots.cost_bars(whole.assign(arm=whole["network"]), costs=costs)
     report.figure("costs", figure, "Costs of each network: in use, and of training all of it.")
     if len(trained):

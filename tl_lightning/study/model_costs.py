@@ -23,8 +23,9 @@ PUBLISHED_SIZE, PUBLISHED_CLASSES, PUBLISHED_BATCH = 224, 1000, 8  # what papers
 
 HOW_TO_READ = (
     "Latency is the median time of one image, throughput that of a batch of 32, both in eval mode, after a warm-up and "
-    "with normalisation; a step is one of training the whole network; memory is what training took above the start of "
-    "the fit. Networks marked *cost only* have random weights and were not trained: costs do not depend on the weights."
+    "with normalisation; a step is one of training the whole network, from random weights, on a batch of the study's "
+    "size; its memory is what it took above the memory in use before. Networks marked *cost only* have random weights "
+    "and were not trained: costs do not depend on the weights."
 )
 
 # Column of the results, heading, factor, digits.
@@ -36,7 +37,7 @@ _COLUMNS = (
     ("training_step_ms", "training step (ms)", 1.0, 0),
     ("train_seconds", "training (s)", 1.0, 1),
     ("training_flops", "training (GFLOPs)", 1e-9, 1),
-    ("memory_increase_mb", "training memory (MiB)", 1.0, 0),
+    ("step_memory_mb", "memory of a step (MiB)", 1.0, 0),
 )
 
 
@@ -95,7 +96,7 @@ def untrained_costs(trial: Trial, settings: Settings, network: str, repeats: int
         "total_parameters": parameters,
         "trainable_parameters": parameters,
         **in_use,
-        **_step_costs(module.to(devices.accelerator), images, devices.precision),
+        **step_costs(trial, settings, network),
         **_as_published(network, devices.accelerator, devices.precision, repeats),
         "learning_rate_at_edge": False,
         "device": devices.name,
@@ -103,15 +104,21 @@ def untrained_costs(trial: Trial, settings: Settings, network: str, repeats: int
     }
 
 
-def _step_costs(module: nn.Module, images: Any, precision: str) -> dict[str, float]:
-    """Return the time and memory of a step of training the whole network on the first training images."""
-    device = next(module.parameters()).device
-    batch = {name: value.to(device) for name, value in next(iter(images.train_dataloader())).items()}
+def step_costs(trial: Trial, settings: Settings, network: str) -> dict[str, float]:
+    """Return time and memory of a step of training a whole network, from random weights, on the first training images.
+
+    Returns:
+        ``training_step_ms``, and ``step_memory_mb`` above the memory in use before.
+    """
+    devices = resolve_devices(settings.gpus, settings.precision)
+    images = data_module(settings, trial.seed)
+    module = build_module(trial.seed, network, "none", images.num_classes, 1e-3, settings, {}).to(devices.accelerator)
+    batch = {name: value.to(module.device) for name, value in next(iter(images.train_dataloader())).items()}
     batch = images.on_after_batch_transfer(batch, 0)
-    memory = PeakMemory(device)
+    memory = PeakMemory(module.device)
     memory.start()
-    cost = training_step_cost(module, batch["image"], batch["label"], precision=precision, repeats=3)
-    return {"training_step_ms": 1000 * cost["step_seconds"], "memory_increase_mb": memory.read()[1]}
+    cost = training_step_cost(module, batch["image"], batch["label"], precision=devices.precision, repeats=3)
+    return {"training_step_ms": 1000 * cost["step_seconds"], "step_memory_mb": memory.read()[1]}
 
 
 def _as_published(network: str, device: str, precision: str, repeats: int) -> dict[str, float]:

@@ -36,7 +36,7 @@ _TEXTS = {
     "throughput": "Images a second in use",
     "training_gflops": "Operations of the whole training (GFLOPs)",
     "training_step_ms": "Training step (ms)",
-    "memory_increase_mb": "Memory of training (MiB)",
+    "step_memory_mb": "Memory of a step (MiB)",
     "epoch": "Epoch",
 }
 _PARTS = {
