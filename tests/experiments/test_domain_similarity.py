@@ -12,7 +12,7 @@ from tl_lightning.study.cli import main
 
 ROOT = Path(__file__).parents[2]
 TINY = [
-    *("--targets", '["digits", "digits:invert", "scene_digits"]', "--train_images", "20", "--sizes", "[2]"),
+    *("--targets", '["digits:invert", "scene_digits"]', "--train_images", "20", "--sizes", "[2]"),
     *("--sizes-target", "digits", "--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32"),
     *("--near-far", '["digits = 0,1 -> 2,3", "digits:invert = 0,1 -> 2,3"]', "--near-far-epochs", "1"),
     *("--near-far-backbone", "shufflenet_v2_x0_5", "--near-far-images", "8", "--source-images", "digits:fog:3"),
@@ -42,12 +42,12 @@ def finished(tmp_path_factory) -> Path:
 
 def test_every_arm_has_its_target_and_its_test_set(finished) -> None:
     results = pd.read_csv(finished / "results.csv")
-    assert len(results) == 3 * 3 + 2 + 8
+    assert len(results) == 2 * 3 + 2 + 8
     assert set(results["status"]) == {"ok"}
     main_part = results[results["part"] == "targets"]
-    assert set(main_part["data"]) == {"digits", "digits:invert", "scene_digits"}
+    assert set(main_part["data"]) == {"digits:invert", "scene_digits"}
     assert main_part.groupby("target")["test_fingerprint"].nunique().eq(1).all()
-    assert main_part["test_fingerprint"].nunique() == 3
+    assert main_part["test_fingerprint"].nunique() == 2
     assert results["test_above_chance"].between(-1, 1).all()
 
 
@@ -57,13 +57,13 @@ def test_the_scores_are_those_of_the_linear_probes(finished) -> None:
     for name in ("frechet_bn", "frechet_images", "a_distance", "cka_random", "logme", "nleep", "h", "knn"):
         assert probes[f"score_{name}"].notna().all(), name
     assert results.loc[results["method"] == "scratch", "score_logme"].isna().all()
-    assert results.loc[results["method"] == "fine-tuned", "score_cka_tuned"].notna().sum() == 3
+    assert results.loc[results["method"] == "fine-tuned", "score_cka_tuned"].notna().sum() == 2
 
 
 def test_networks_of_ones_own_are_pretrained_once_a_domain(finished) -> None:
     results = pd.read_csv(finished / "results.csv")
     crossed = results[results["part"] == "near and far"]
-    assert len(list((finished / "sources").glob("*/weights.pt"))) == 2
+    assert len(list(finished.rglob("weights.pt"))) == 2
     assert crossed["weights"].nunique() == 2
     assert crossed.groupby("to")["test_fingerprint"].nunique().eq(1).all()
     assert set(crossed.loc[crossed["near"], "source"] + crossed.loc[crossed["near"], "to"]) == {"AA", "BB"}
