@@ -286,3 +286,15 @@ def test_environment_names_versions_and_commit():
         assert isinstance(found["git_dirty"], bool)
     else:
         assert found["git_commit"] is None
+
+
+def test_a_setting_that_is_new_keeps_old_folders_usable_with_its_default(tmp_path):
+    store = RecordStore(tmp_path / "out")
+    store.open({"study": "s", "epochs": 3})
+    store.write({"trial": "a--seed0", "status": "ok"})
+    later = {"study": "s", "epochs": 3, "on_bad_image": "error"}
+    RecordStore(tmp_path / "out").open(later, defaults={"epochs": 1, "on_bad_image": "error"})
+    with pytest.raises(UserError, match="on_bad_image error -> skip"):
+        RecordStore(tmp_path / "out").open({**later, "on_bad_image": "skip"}, defaults={"on_bad_image": "error"})
+    with pytest.raises(UserError, match="epochs 3 -> 1"):
+        RecordStore(tmp_path / "out").open({**later, "epochs": 1}, defaults={"epochs": 1, "on_bad_image": "error"})

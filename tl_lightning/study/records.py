@@ -48,12 +48,16 @@ class RecordStore:
         """The folder with a folder for each trial."""
         return self.out / "trials"
 
-    def open(self, configuration: Mapping[str, Any], fresh: bool = False) -> None:
+    def open(
+        self, configuration: Mapping[str, Any], fresh: bool = False, defaults: Mapping[str, Any] | None = None
+    ) -> None:
         """Start a study in the folder, or go on with the one that is there.
 
         Args:
             configuration: What makes two studies the same; values that JSON can hold.
             fresh: Remove first what a study wrote here: its trials, tables, report and figures, nothing else.
+            defaults: What settings were before they existed: a folder written by a version that lacked one goes on
+                where the setting keeps its default.
 
         Raises:
             UserError: The folder is not writable, is in use, holds results of another configuration (the keys that
@@ -70,10 +74,10 @@ class RecordStore:
                 state = None
             if state is None:
                 self._refuse_foreign()
-            elif state["configuration"] != configuration and (others or self._has_records()):
+            elif _completed(state, defaults) != configuration and (others or self._has_records()):
                 raise UserError(
                     f"{self.out} holds results of another configuration: "
-                    f"{_differing(state['configuration'], configuration)}; use --fresh or another --out"
+                    f"{_differing(_completed(state, defaults), configuration)}; use --fresh or another --out"
                 )
             if state is None or state["configuration"] != configuration:
                 self._write_state(configuration, state["outputs"] if state else [])
@@ -247,6 +251,11 @@ def _load_record(path: Path, trial: str) -> dict[str, Any] | None:
         _log.warning("%s is broken and counts as not finished: %s", path, reason)
         return None
     return record
+
+
+def _completed(state: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the configuration of a folder with the settings that did not exist when it was written."""
+    return {**plain(dict(defaults or {})), **state["configuration"]}
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], shown: int = 5) -> str:

@@ -58,7 +58,8 @@ def run_study(study: Study, settings: Settings) -> int:
         return 0
     with ExitStack() as stack:
         with store.lock(LOCK_SECONDS):
-            store.open({"study": study.name, **settings.configuration()}, fresh=settings.fresh)
+            defaults = study.settings().configuration()
+            store.open({"study": study.name, **settings.configuration()}, settings.fresh, defaults)
             stack.enter_context(store.claims)
         try:
             _run_trials(study, settings, trials, store, console)
