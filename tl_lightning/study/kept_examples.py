@@ -39,7 +39,7 @@ def keep_dense_examples(folder: Path, module: TaskModule, images: Any, count: in
     temporary = folder / f".{NAME}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            np.savez_compressed(file, **arrays)
         os.replace(temporary, folder / NAME)
     finally:
         with contextlib.suppress(OSError):
