@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 
+import numpy as np
 import pytest
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from tl_lightning.errors import UserError
@@ -70,3 +72,13 @@ def test_few_runs_are_shown_all_of_the_first_seed_and_all_records_are_kept(study
     assert len(shown) == 3
     assert all(name.endswith("seed0") for name in shown)
     assert len(list((tmp_path / "reference").rglob("record.json"))) == 11
+
+
+def test_a_large_figure_is_published_smaller_and_a_small_one_as_it_is(study, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1800, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(study / "photographs.png")
+    publish(study, tmp_path / "reference")
+    with Image.open(tmp_path / "reference" / "photographs.png") as published:
+        assert published.size == (1500, 1000)
+    assert (tmp_path / "reference" / "photographs.png").stat().st_size < (study / "photographs.png").stat().st_size / 3
+    assert (tmp_path / "reference" / "figure.png").read_text() == "figure.png"

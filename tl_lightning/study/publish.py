@@ -8,11 +8,15 @@ import shutil
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from tl_lightning.errors import UserError
 from tl_lightning.study.plots.frames import evenly
 
 TABLES = ("report.md", "results.csv", "summary.csv", "criteria.csv", "study.json")
 MAX_EVENT_BYTES = 1_000_000
+MAX_FIGURE_BYTES = 400_000  # larger ones, those with photographs, are published smaller
+MAX_FIGURE_PIXELS = 1500  # of their longer side
 
 
 def publish(source: Path, target: Path, runs: int = 3) -> list[Path]:
@@ -59,8 +63,19 @@ def _runs(source: Path, most: int) -> list[Path]:
 
 def _copy(file: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, target)
+    if file.suffix == ".png" and file.stat().st_size > MAX_FIGURE_BYTES:
+        _shrink(file, target)
+    else:
+        shutil.copyfile(file, target)
     return target
+
+
+def _shrink(file: Path, target: Path) -> None:
+    """Write a figure with 256 colours and at most so many pixels: a repository keeps every version for good."""
+    with Image.open(file) as figure:
+        figure = figure.convert("RGB")
+        figure.thumbnail((MAX_FIGURE_PIXELS, MAX_FIGURE_PIXELS), Image.Resampling.LANCZOS)
+        figure.quantize(256).save(target, optimize=True)
 
 
 def main() -> None:

@@ -17,7 +17,9 @@ from tl_lightning.study.settings import Settings
 from tl_lightning.study.trial_run import run_trial
 
 # What a clock or a memory gauge says differs from run to run.
-MEASURED = re.compile(r"(^|[_/.])(seconds?|minutes|ms|memory|mb|gb|time|speedup|throughput|latency)([_/.]|$)|per_second")
+MEASURED = re.compile(
+    r"(^|[_/.])(seconds?|minutes|ms|memory|mb|gb|time|speedup|throughput|latency)([_/.]|$)|per_second"
+)
 # What a repetition may change without being another trial; where it does, that explains a difference.
 CIRCUMSTANCES = ("device", "versions", "git_commit", "git_dirty", "settings")
 
