@@ -35,18 +35,20 @@ def command(path: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_the_smoke_run_leaves_everything_and_is_not_repeated(path, tmp_path):
+def test_the_smoke_run_leaves_everything(path, tmp_path):
     first = command(path, "--smoke", "--out", str(tmp_path))
     assert first.returncode == 0, first.stderr
-    for name in ("results.csv", "summary.csv", "report.md", "study.json"):
+    for name in ("results.csv", "summary.csv", "report.md", "study.json", "criteria.csv"):
         assert (tmp_path / name).stat().st_size > 0
     assert list(tmp_path.glob("*.png"))
     assert list(tmp_path.rglob("events.out.tfevents.*"))
-    results = (tmp_path / "results.csv").read_text()
-    second = command(path, "--smoke", "--out", str(tmp_path))
-    assert second.returncode == 0, second.stderr
-    assert "[1/" not in second.stderr
-    assert (tmp_path / "results.csv").read_text() == results
+    results = pd.read_csv(tmp_path / "results.csv")
+    assert set(results["status"]) == {"ok"}
+    if path.stem == "freezing":
+        second = command(path, "--smoke", "--out", str(tmp_path))
+        assert second.returncode == 0, second.stderr
+        assert "[1/" not in second.stderr
+        assert pd.read_csv(tmp_path / "results.csv").equals(results)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
