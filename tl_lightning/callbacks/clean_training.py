@@ -28,8 +28,9 @@ class CleanTrainingMetrics(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         correct, loss, images = 0.0, 0.0, 0
+        batches: Any = copy.copy(trainer.train_dataloader)
         with torch.random.fork_rng(devices=[]):
-            for batch in copy.copy(trainer.train_dataloader):
+            for batch in batches:
                 moved = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
                 logits, labels = _logits(pl_module, moved)
                 correct += float((logits.argmax(1) == labels).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,16 +47,16 @@ def findings_table(criteria: pd.DataFrame) -> pd.DataFrame:
     """Return the table for a reader: published and own effect, n, verdict, run."""
     rows = [
         {
-            "finding": c.finding,
-            "claim": c.claim,
-            "published": f"{c.published} ({c.source})",
-            "criterion": c.rule,
+            "finding": c["finding"],
+            "claim": c["claim"],
+            "published": f"{c['published']} ({c['source']})",
+            "criterion": c["rule"],
             "here": _effect(c),
-            "n": int(c.n),
-            "verdict": f"**{c.verdict}**",
-            "run": c.run,
+            "n": int(c["n"]),
+            "verdict": f"**{c['verdict']}**",
+            "run": c["run"],
         }
-        for c in criteria.itertuples()
+        for c in _rows(criteria)
     ]
     return pd.DataFrame(rows)
 
@@ -65,6 +66,7 @@ def findings_figure(criteria: pd.DataFrame) -> Figure:
 
     Effects of one unit share a panel; the colour and the shape are the verdict.
     """
+    criteria = criteria[np.isfinite(criteria["effect"])]
     units = list(dict.fromkeys(criteria["unit"]))
     groups = [criteria[criteria["unit"] == unit] for unit in units]
     heights = [len(group) + 0.8 for group in groups]
@@ -92,7 +94,7 @@ def write_findings(criteria: pd.DataFrame, out: Path, why: Mapping[tuple[str, st
         "![Effects here and as published](findings.png)",
         markdown_table(findings_table(criteria)),
         "## What limits them",
-        *(_remark(c, why) for c in criteria.itertuples() if _has_remark(c, why)),
+        *(_remark(c, why) for c in _rows(criteria) if _has_remark(c, why)),
         "## Commands",
         *(f"- {run}: `{rows['command'].iloc[0]}`" for run, rows in criteria.groupby("run")),
     ]
@@ -110,33 +112,42 @@ def _natural(text: str) -> str:
     return re.sub(r"\d+", lambda number: number.group().zfill(3), str(text))
 
 
-def _effect(c: object) -> str:
-    mean, low, high, unit = (getattr(c, name) for name in ("effect", "low", "high", "unit"))
-    interval = f" [{low:+.3g}, {high:+.3g}]" if np.isfinite(low) else ""
-    return f"{mean:+.3g}{interval} {unit}"
+def _rows(criteria: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in criteria.to_dict("records")]
 
 
-def _has_remark(c: object, why: Mapping[tuple[str, str], str]) -> bool:
-    return isinstance(c.note, str) or (c.finding, c.run) in why  # type: ignore[attr-defined]
+def _effect(c: Mapping[str, Any]) -> str:
+    if not np.isfinite(c["effect"]):
+        return "not measured"
+    interval = f" [{c['low']:+.3g}, {c['high']:+.3g}]" if np.isfinite(c["low"]) else ""
+    return f"{c['effect']:+.3g}{interval} {c['unit']}"
 
 
-def _remark(c: object, why: Mapping[tuple[str, str], str]) -> str:
-    note = c.note if isinstance(c.note, str) else ""  # type: ignore[attr-defined]
-    reason = why.get((c.finding, c.run), "")  # type: ignore[attr-defined]
-    return f"**{c.finding}** ({c.run}, {c.verdict}): {' '.join(part for part in (note, reason) if part)}"  # type: ignore[attr-defined]
+def _has_remark(c: Mapping[str, Any], why: Mapping[tuple[str, str], str]) -> bool:
+    return isinstance(c["note"], str) or (c["finding"], c["run"]) in why
+
+
+def _remark(c: Mapping[str, Any], why: Mapping[tuple[str, str], str]) -> str:
+    note = c["note"] if isinstance(c["note"], str) else ""
+    reason = why.get((c["finding"], c["run"]), "")
+    said = " ".join(part for part in (note, reason) if part)
+    return f"**{c['finding']}** ({c['run']}, {c['verdict']}): {said}"
 
 
 def _panel(axes: Axes, unit: str, group: pd.DataFrame) -> None:
     places = np.arange(len(group))[::-1]
-    for place, c in zip(places, group.itertuples(), strict=True):
-        colour, marker = VERDICTS[c.verdict]
-        if np.isfinite(c.low):
-            axes.plot([c.low, c.high], [place, place], color=colour, linewidth=1.8, zorder=2)
-        axes.plot(c.effect, place, marker=marker, color=colour, markersize=7, linestyle="none", zorder=3)
-        if np.isfinite(c.published_effect):
-            axes.plot(c.published_effect, place, marker="x", color="#000000", markersize=8, linestyle="none", zorder=4)
+    rows = _rows(group)
+    for place, c in zip(places, rows, strict=True):
+        colour, marker = VERDICTS[c["verdict"]]
+        if np.isfinite(c["low"]):
+            axes.plot([c["low"], c["high"]], [place, place], color=colour, linewidth=1.8, zorder=2)
+        axes.plot(c["effect"], place, marker=marker, color=colour, markersize=7, linestyle="none", zorder=3)
+        if np.isfinite(c["published_effect"]):
+            axes.plot(
+                c["published_effect"], place, marker="x", color="#000000", markersize=8, linestyle="none", zorder=4
+            )
     axes.axvline(0, color="#888888", linewidth=0.8, zorder=1)
-    axes.set_yticks(places, [f"{c.finding}  {wrap(c.claim, 58)}\n({c.run})" for c in group.itertuples()], fontsize=7)
+    axes.set_yticks(places, [f"{c['finding']}  {wrap(c['claim'], 58)}\n({c['run']})" for c in rows], fontsize=7)
     axes.set_ylim(-0.7, len(group) - 0.3)
     axes.set_xlabel(unit, fontsize=9)
     dress(axes, "x")

@@ -72,8 +72,8 @@ def _copy(file: Path, target: Path) -> Path:
 
 def _shrink(file: Path, target: Path) -> None:
     """Write a figure with 256 colours and at most so many pixels: a repository keeps every version for good."""
-    with Image.open(file) as figure:
-        figure = figure.convert("RGB")
+    with Image.open(file) as opened:
+        figure = opened.convert("RGB")
         figure.thumbnail((MAX_FIGURE_PIXELS, MAX_FIGURE_PIXELS), Image.Resampling.LANCZOS)
         figure.quantize(256).save(target, optimize=True)
 
