@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tl_lightning.study.budget import epochs_for
 from tl_lightning.study.design import Trial
 from tl_lightning.study.settings import Settings
 from tl_lightning.study.source import pretrained_on, source_columns, source_record, sources
+from tl_lightning.study.step_budget import step_budget
 from tl_lightning.study.training import data_module, train_and_test
 
 Start = Literal["source", "self", "random"]
@@ -56,6 +56,7 @@ class OwnTransfer:
         settings = self.settings
         options = {"samples_per_class": samples_per_class, "classes": tuple(self.target)}
         images = data_module(settings, trial.seed, **options)
+        budget = step_budget(self.steps, len(images.train_set), settings.batch_size)
         path = self.network(trial, start, samples_per_class)
         record = train_and_test(
             trial,
@@ -63,7 +64,8 @@ class OwnTransfer:
             weights="none" if path is None else str(path),
             freezing="head" if frozen else 0,
             bn="recalibrate" if frozen else "eval",
-            epochs=epochs_for(self.steps, len(images.train_set), settings.batch_size),
+            epochs=budget.epochs,
+            callbacks=budget.callbacks,
             learning_rates=self.fresh_rates if frozen or path is None else None,
             data_options=options,
         )

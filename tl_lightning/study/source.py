@@ -37,9 +37,11 @@ from tl_lightning.study.fitting import Fits
 from tl_lightning.study.lock import folder_lock
 from tl_lightning.study.plateau import reached_plateau
 from tl_lightning.study.settings import Settings
+from tl_lightning.study.step_budget import Budget, step_budget
 from tl_lightning.study.training import data_module, fit_classifier
 
 WEIGHTS = "weights.pt"
+VALIDATIONS = 12  # at most so many, where steps are given: then epochs may be many and short
 PATIENCE_SECONDS = 24 * 3600.0  # to wait for another process that trains the same network
 
 
@@ -76,7 +78,7 @@ def pretrained_on(
         backbone: Another backbone than that of the settings.
         weights: What to begin with; random weights by default, whatever the settings say.
         epochs: Another number of epochs than that of the settings.
-        steps: Optimizer steps in place of epochs (rounded up to whole epochs): a control that trains as long as a
+        steps: Optimizer steps in place of epochs, rounded up to whole epochs: for a control that trains as long as a
             source with more images.
         learning_rate: One or several to try, by default those of the settings; the validation part of the source
             classes selects.
@@ -98,8 +100,9 @@ def pretrained_on(
     if classes is not None:
         options["classes"] = tuple(classes)
     images = data_module(settings, seed, **options)
+    budget = Budget(epochs or settings.epochs, 1)
     if steps is not None:
-        epochs = math.ceil(steps / math.ceil(len(images.train_set) / settings.batch_size))
+        budget = step_budget(steps, len(images.train_set), settings.batch_size, VALIDATIONS)
     what = {
         "data": settings.data,
         "classes": images.class_names,
@@ -107,7 +110,7 @@ def pretrained_on(
         "backbone": backbone or settings.backbone,
         "start": weights,
         "image_size": settings.image_size,
-        "epochs": epochs or settings.epochs,
+        "epochs": budget.epochs,
         "batch_size": settings.batch_size,
         "learning_rates": rates,
         "optimizer": settings.optimizer,
@@ -128,7 +131,8 @@ def pretrained_on(
                 settings,
                 backbone=backbone,
                 weights=weights,
-                epochs=epochs,
+                epochs=budget.epochs,
+                callbacks=budget.callbacks,
                 data_options=options,
                 learning_rates=rates,
             )

@@ -44,7 +44,19 @@ def equal_steps(images: int, most_images: int, settings: Settings, validations: 
         validations: About how often to validate at most; the epochs are rounded to a multiple.
     """
     steps = settings.epochs * math.ceil(most_images / settings.batch_size)
-    epochs = epochs_for(steps, images, settings.batch_size)
+    return step_budget(steps, images, settings.batch_size, validations)
+
+
+def step_budget(steps: int, images: int, batch_size: int, validations: int = 8) -> Budget:
+    """Return the epochs that make at least so many optimizer steps.
+
+    Args:
+        steps: Optimizer steps.
+        images: Training images.
+        batch_size: Images a step.
+        validations: About how often to validate at most; the epochs are rounded up to a multiple.
+    """
+    epochs = epochs_for(steps, images, batch_size)
     every = max(1, epochs // validations)
     return Budget(every * math.ceil(epochs / every), every)
 
