@@ -70,7 +70,7 @@ def findings_figure(criteria: pd.DataFrame) -> Figure:
     units = list(dict.fromkeys(criteria["unit"]))
     groups = [criteria[criteria["unit"] == unit] for unit in units]
     heights = [len(group) + 0.8 for group in groups]
-    figure = new_figure(9.5, max(3.0, 0.48 * sum(heights) + 1.2))
+    figure = new_figure(9.5, max(3.0, 0.5 * sum(heights) + 1.2))
     panels = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, unit, group in zip(panels, units, groups, strict=True):
         _panel(axes, unit, group)
@@ -147,7 +147,7 @@ def _panel(axes: Axes, unit: str, group: pd.DataFrame) -> None:
                 c["published_effect"], place, marker="x", color="#000000", markersize=8, linestyle="none", zorder=4
             )
     axes.axvline(0, color="#888888", linewidth=0.8, zorder=1)
-    axes.set_yticks(places, [f"{c['finding']}  {wrap(c['claim'], 58)}\n({c['run']})" for c in rows], fontsize=7)
+    axes.set_yticks(places, [wrap(f"{c['finding']}  {c['claim']} ({c['run']})", 62) for c in rows], fontsize=7)
     axes.set_ylim(-0.7, len(group) - 0.3)
     axes.set_xlabel(unit, fontsize=9)
     dress(axes, "x")
