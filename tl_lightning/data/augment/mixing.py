@@ -11,6 +11,8 @@ from torch import Tensor
 from tl_lightning.data.augment.random import BatchPosition, generator, to_device
 from tl_lightning.errors import UserError
 
+SMALLEST_ALPHA = 1e-6
+
 
 @dataclass(frozen=True)
 class Mixing:
@@ -69,11 +71,12 @@ class Mixing:
 
 
 def symmetric_beta(random: Tensor, alpha: float) -> Tensor:
-    """Turn numbers of [0, 1) into draws of Beta(alpha, alpha); alpha 0 gives 1."""
+    """Turn numbers of [0, 1) into draws of Beta(alpha, alpha); alpha 0 gives 1, a tiny one 0 or 1."""
     from scipy.special import betaincinv  # only here: the import takes a third of a second
 
     if alpha == 0:
         return torch.ones_like(random)
+    alpha = max(alpha, SMALLEST_ALPHA)  # the inverse is nan for less
     draws = betaincinv(alpha, alpha, random.double().numpy())
     return torch.from_numpy(draws).float()
 
