@@ -22,7 +22,7 @@ import numpy as np
 
 import tl_lightning as tl
 from tl_lightning import study
-from tl_lightning.errors import UserError
+from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.study import Arm, Trial
 from tl_lightning.study.paired_gains import gain_interval
 from tl_lightning.study.statistics import all_of, decide, mean_interval
@@ -56,6 +56,7 @@ language model fine-tuning"; Kornblith et al. 2019, "Do better ImageNet models t
 
 LR_DECAY = 0.7
 DEPTH, CLASSES, INPUT = "depth", "other classes", "corrupted input"  # the parts
+PARTS = (DEPTH, CLASSES, INPUT)
 ALL, HEAD, FIRST = "nothing frozen", "head only", "first block only"
 OTHER, SAME = "other classes", "same classes"
 
@@ -65,6 +66,7 @@ class Settings(study.Settings):
     """Settings of this study.
 
     Args:
+        parts: What to run of: depth, other classes, corrupted input.
         depths: Depths of the first part, from nothing frozen to the head alone, evenly spaced over the stages.
         own_data: Image set of the second and third part.
         own_data_dir: Its folder.
@@ -75,12 +77,13 @@ class Settings(study.Settings):
         own_epochs: Epochs of pretraining.
         own_target_epochs: Epochs on the target of the second and third part.
         own_samples: Training images of each target class of the second part.
-        own_learning_rates: Learning rates of these parts, as many as the others.
+        own_learning_rates: Learning rates of these parts.
         own_corruption: Corruption of the third part.
         own_severity: Its severity, 1 to 5.
         own_corrupted: Corrupted training images of each class.
     """
 
+    parts: list[str] = field(default_factory=lambda: list(PARTS))
     depths: int = 5
     own_data: str = "digits"
     own_data_dir: str | None = None
@@ -132,7 +135,7 @@ def arms(settings: Settings) -> list[Arm]:
             factors = {"part": CLASSES, "frozen_stages": depth, "source": source}
             grid.append(Arm(kept(source, depth, settings), factors))
     grid += [Arm(corrupted(trained), {"part": INPUT, "trained": trained}) for trained in (ALL, FIRST, HEAD)]
-    return grid
+    return [arm for arm in grid if arm.factors["part"] in settings.parts]
 
 
 def kept(source: str, depth: int, settings: Settings) -> str:
@@ -184,8 +187,11 @@ def check(settings: Settings) -> None:
     twice = sorted(set(settings.own_source) & set(settings.own_target))
     if twice:
         raise UserError(f"--own-source and --own-target must not share classes, but both name {', '.join(twice)}")
-    if len(own(settings).rate_list()) != len(settings.rate_list()):
-        raise UserError("--own-learning-rates must be as many as --learning-rates: every arm is tuned alike")
+    for part in settings.parts:
+        if part not in PARTS:
+            raise unknown_name("part", part, PARTS)
+    if not settings.parts:
+        raise UserError(f"--parts names none of: {', '.join(PARTS)}")
 
 
 # %% One trial

@@ -19,6 +19,7 @@ TINY = [
     *("--samples-per-class", "4", "--max-val-samples", "20", "--max-test-samples", "20", "--batch-size", "8"),
     *("--epochs", "2", "--seeds", "1", "--learning-rates", "0.01", "--gpus", "0"),
 ]
+DEPTHS = ("--parts", "[depth]")  # the first part of freezing.py alone
 TRIALS = 8  # of a seed
 # What is measured with a clock or a memory gauge, and what changes when somebody commits during the test.
 MEASURED = re.compile(r"seconds|images_per_second|memory|step_time_ratio|git_")
@@ -27,12 +28,10 @@ MEASURED = re.compile(r"seconds|images_per_second|memory|step_time_ratio|git_")
 class Running:
     """A study in a process; its stderr is read as it comes."""
 
-    def __init__(
-        self, *arguments: object, script: Path | str = ROOT / "experiments" / "freezing.py", **env: str
-    ) -> None:
+    def __init__(self, *arguments: object, script: Path | str = FREEZING, **env: str) -> None:
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, str(script), *map(str, arguments)],
+            [sys.executable, str(script), *map(str, arguments), *(DEPTHS if script == FREEZING else ())],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -7,13 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from processes import ROOT, TINY
+from processes import DEPTHS, FREEZING, ROOT, TINY
 
 from tl_lightning.study.repeat import differences
 
 
 def repeat(*arguments):
-    command = [sys.executable, str(ROOT / "experiments" / "freezing.py"), *map(str, arguments)]
+    command = [sys.executable, str(FREEZING), *map(str, arguments), *DEPTHS]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
