@@ -54,11 +54,16 @@ def _row(run: Path, link: str) -> dict[str, str]:
     return {
         "run": f"[{run.name}]({link}{run.name}/report.md)",
         "question": question,
-        "data": ", ".join(dict.fromkeys(ended["data"].astype(str))),
+        "data": _some(list(dict.fromkeys(ended["data"].astype(str)))),
         "trials (seeds)": f"{len(ended)} ({ended['seed'].nunique()})",
         "minutes": f"{minutes:.1f}",
         "published findings": _verdicts(run / "criteria.csv"),
     }
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def _verdicts(path: Path) -> str:
