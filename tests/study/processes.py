@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +26,12 @@ TRIALS = 8  # of a seed
 MEASURED = re.compile(r"seconds|images_per_second|memory|step_time_ratio|git_")
 
 
+def _as_at_a_terminal() -> None:
+    """Heed Ctrl-C and a hang-up, which a shell lets its background commands ignore."""
+    for name in ("SIGINT", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 class Running:
     """A study in a process; its stderr is read as it comes."""
 
@@ -36,6 +43,7 @@ class Running:
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            preexec_fn=_as_at_a_terminal,
             env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         )
         self._reader = threading.Thread(target=self._read, daemon=True)

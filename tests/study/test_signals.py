@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from processes import TINY, Running, finished, results
+from processes import ROOT, TINY, Running, finished, results
 
 
 @pytest.mark.slow
@@ -90,3 +90,28 @@ STUDY = study.Study("two_rates", "Does it go on?", "", lambda settings: [Arm("th
 if __name__ == "__main__":
     study.main(STUDY)
 """
+
+
+@pytest.mark.slow
+def test_a_report_that_takes_longer_than_the_grace_is_written_in_full(tmp_path):
+    script = tmp_path / "slow_report.py"
+    script.write_text(f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from tl_lightning import study
+from tl_lightning.study import Arm
+
+def run(trial, settings):
+    time.sleep(0.5)
+    return {{"test_accuracy": 0.5, "val_accuracy": 0.5}}
+
+def report(report):
+    time.sleep(5)
+    report.conclude("written in full")
+
+study.main(study.Study("slow", "?", "", lambda s: [Arm(str(k)) for k in range(40)], run, report))
+""")
+    running = Running("--seeds", "1", "--gpus", "0", "--out", tmp_path / "out", script=script)
+    assert running.wait_for(r"\[2/40\]")
+    assert running.end(signal.SIGTERM) == 143, running.stderr
+    assert "written in full" in (tmp_path / "out" / "report.md").read_text()

@@ -23,6 +23,7 @@ from tl_lightning.study.records import LOCK_SECONDS, RecordStore
 from tl_lightning.study.report import Report
 from tl_lightning.study.results import results_frame, summary_frame, write_results_csv, write_summary_csv
 from tl_lightning.study.settings import Settings
+from tl_lightning.study.signals import settle
 from tl_lightning.study.tensorboard import write_figures
 from tl_lightning.study.trial_run import clear_checkpoints, run_trial
 from tl_lightning.study.work import Work
@@ -64,6 +65,7 @@ def run_study(study: Study, settings: Settings) -> int:
         try:
             _run_trials(study, settings, trials, store, console)
         except BaseException:
+            settle()
             with suppress(Exception):  # what ended the trials is what the user has to know
                 _write_results(study, settings, trials, store)
             raise

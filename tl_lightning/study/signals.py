@@ -55,8 +55,7 @@ def stop_signals() -> Iterator[None]:
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT) from None
     finally:
-        while _timers:
-            _timers.pop().cancel()
+        settle()
         _handlers.clear()
         for number, handler in earlier.items():
             signal.signal(number, handler)
@@ -71,7 +70,14 @@ def take_back() -> None:
 def check_stopped() -> None:
     """Raise `Stopped` if a signal has come; call it where nothing is left half done."""
     if _received:
+        settle()
         raise Stopped(_received[0])
+
+
+def settle() -> None:
+    """Let nothing more be raised for a signal that has come: the results are being written."""
+    while _timers:
+        _timers.pop().cancel()
 
 
 def _note(number: int, frame: FrameType | None) -> None:
