@@ -4,7 +4,7 @@ Question   How do accuracy, time, memory and trainable parameters change with th
            cannot be told apart, do gradual unfreezing or layer-wise learning rates change the answer, where does a
            network stop being general, and is it ever better to train the first layers than the last?
 Command    python experiments/freezing.py                 EfficientNet-Lite0 on ELPV and an own network on digits,
-                                                          laptop, under 10 minutes
+                                                          laptop, aims at 10 minutes
            python experiments/freezing.py --config configs/freezing_cifar10.yaml --gpus 1
 Expected   The deeper the frozen part, the cheaper the step: [1 + 2 (1 - f)] / 3 of a full one with the share f of the
            forward FLOPs frozen. Kept layers lose accuracy on other classes from the middle on (Yosinski et al. 2014).
@@ -25,7 +25,8 @@ from tl_lightning import study
 from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.study import Arm, Trial
 from tl_lightning.study.paired_gains import gain_interval
-from tl_lightning.study.statistics import all_of, decide, mean_interval
+from tl_lightning.study.speed import cost_model_criterion
+from tl_lightning.study.statistics import all_of, decide
 
 BACKGROUND = """
 A pretrained network is a stack of stages. **Freezing** a stage means that nothing in it changes while the rest trains:
@@ -289,23 +290,9 @@ def report_depths(report: study.Report, results: Any, arms: list[str]) -> None:
     report.section("Which differences are real", study.HOW_TO_READ_DIFFERENCES)
     report.table(study.comparison_table(differences))
     report.figure("differences", study.plots.paired_differences(differences), f"Paired difference to {ALL}.")
-    costs = results.dropna(subset=["step_time_ratio"])
-    if len(costs):
-        ratio = costs["step_time_ratio"] / costs["step_flops_ratio"]
-        by_seed = mean_interval(ratio.groupby(costs["seed"]).mean())
-        report.criterion(
-            study.Criterion(
-                finding="6b",
-                claim="a step with the share f of the FLOPs frozen costs [1 + 2 (1 - f)] / 3 of a full one",
-                source="cost model",
-                published="measured / model = 1",
-                published_effect=1.0,
-                rule="mean of measured / model over the depths within 0.75 and 1.25",
-                effect=by_seed,
-                unit="measured / model",
-                verdict=decide(by_seed, (0.75, 1.25), "within"),
-            )
-        )
+    cost = cost_model_criterion(results)
+    if cost is not None:
+        report.criterion(cost)
 
 
 def report_classes(report: study.Report, results: Any, arms: list[str]) -> None:

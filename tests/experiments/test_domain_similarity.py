@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from experiment import load as load_script
 
 from tl_lightning.study.cli import main
 
@@ -22,12 +22,7 @@ TINY = [
 
 
 def load():
-    spec = importlib.util.spec_from_file_location("domain_similarity", ROOT / "experiments" / "domain_similarity.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("domain_similarity")
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from experiment import load_study
 
 from tl_lightning.study.cli import main
 
@@ -21,17 +20,9 @@ TINY = [
 ]
 
 
-def study_of(name: str):
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module.STUDY
-
-
 def run(out: Path, *arguments: str) -> int:
     with pytest.raises(SystemExit) as end:
-        main(study_of("fine_tuning"), [*TINY, *arguments, "--out", str(out)])
+        main(load_study("fine_tuning"), [*TINY, *arguments, "--out", str(out)])
     return end.value.code
 
 

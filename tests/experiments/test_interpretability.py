@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from experiment import load_study
 
 from tl_lightning.study.arrays import load_arrays
 from tl_lightning.study.cli import main
@@ -25,11 +24,7 @@ TINY = [
 
 
 def study():
-    spec = importlib.util.spec_from_file_location(PATH.stem, PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module.STUDY
+    return load_study("interpretability")
 
 
 @pytest.fixture(scope="module")

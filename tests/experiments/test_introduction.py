@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from experiment import load_study
 
 from tl_lightning.study.cli import main
 
@@ -34,12 +33,7 @@ TINY = [
 
 
 def study():
-    """The study as its script makes it."""
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[SCRIPT.stem] = module
-    spec.loader.exec_module(module)
-    return module.STUDY
+    return load_study("introduction")
 
 
 @pytest.fixture(scope="module")

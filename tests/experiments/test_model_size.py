@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from experiment import load_study
 
 from tl_lightning.study.cli import main
 
@@ -21,13 +20,7 @@ TINY = [
 
 
 def study():
-    spec = importlib.util.spec_from_file_location("model_size", ROOT / "experiments" / "model_size.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module.STUDY
+    return load_study("model_size")
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from experiment import load
 
 from tl_lightning import create_backbone
 from tl_lightning.study.cli import main
@@ -24,11 +23,7 @@ TINY = [
 
 
 def script():
-    spec = importlib.util.spec_from_file_location("overfitting_script", ROOT / "experiments" / "overfitting.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load("overfitting")
 
 
 def run(out: Path, *arguments: str) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from experiment import load as load_script
 
 from tl_lightning.study.cli import main, parse
 
@@ -22,13 +21,7 @@ TINY = [
 
 
 def load():
-    spec = importlib.util.spec_from_file_location("speedup", ROOT / "experiments" / "speedup.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("speedup")
 
 
 @pytest.fixture(scope="module")

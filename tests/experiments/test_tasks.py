@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from experiment import load_study
 from PIL import Image
 
 from tl_lightning.study import read_dense_examples
@@ -24,12 +23,7 @@ TINY = [
 
 
 def study():
-    """The study as its script makes it."""
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[SCRIPT.stem] = module
-    spec.loader.exec_module(module)
-    return module.STUDY
+    return load_study("tasks")
 
 
 @pytest.fixture(scope="module")

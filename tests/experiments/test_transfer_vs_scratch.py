@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from experiment import load_study
 
 import tl_lightning as tl
 from tl_lightning.study.cli import main
@@ -24,12 +23,7 @@ TINY = [
 
 
 def study():
-    """The study as its script makes it."""
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[SCRIPT.stem] = module
-    spec.loader.exec_module(module)
-    return module.STUDY
+    return load_study("transfer_vs_scratch")
 
 
 @pytest.fixture(scope="module")

@@ -153,6 +153,7 @@ def cost_model_criterion(results: pd.DataFrame) -> Criterion | None:
         claim="a step with the share f of the FLOPs frozen costs [1 + 2 (1 - f)] / 3 of a full one",
         source="cost model",
         published="measured / model = 1",
+        published_effect=1.0,
         rule="mean of measured / model over the frozen arms within 0.75 and 1.25",
         effect=effect,
         unit="measured / model",
