@@ -23,7 +23,7 @@ TINY = [
 DEPTHS = ("--parts", "[depth]")  # the first part of freezing.py alone
 TRIALS = 8  # of a seed
 # What is measured with a clock or a memory gauge, and what changes when somebody commits during the test.
-MEASURED = re.compile(r"seconds|images_per_second|memory|step_time_ratio|git_")
+MEASURED = re.compile(r"seconds|start_time|images_per_second|memory|step_time_ratio|git_")
 
 
 def _as_at_a_terminal() -> None:

@@ -51,3 +51,11 @@ def test_a_readme_without_markers_is_left_alone(runs):
     assert readme.read_text() == "mine"
     with pytest.raises(UserError, match="holds no run"):
         overview(runs / "tasks")
+
+
+def test_minutes_in_which_two_trials_ran_count_once(runs):
+    times = ["2026-01-01T00:00:00.000+00:00", "2026-01-01T00:00:30.000+00:00", "2026-01-01T01:00:00.000+00:00"]
+    lines = RESULTS.splitlines()
+    lines = [f"{lines[0]},start_time", *(f"{line},{time}" for line, time in zip(lines[1:], times, strict=True))]
+    (runs / "tasks" / "results.csv").write_text("\n".join(lines))
+    assert overview(runs).set_index("question").loc["How deep?", "minutes"].tolist() == ["3.5", "3.0"]

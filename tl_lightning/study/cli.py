@@ -152,6 +152,7 @@ def check(settings: Settings) -> None:
         "epochs",
         "batch_size",
         "micro_batch",
+        "jobs",
     )
     for name in positive:
         value = getattr(settings, name)

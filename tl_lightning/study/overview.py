@@ -50,15 +50,27 @@ def _row(run: Path, link: str) -> dict[str, str]:
     question = (run / "report.md").read_text(encoding="utf-8").splitlines()[0].partition(": ")[2]
     results = pd.read_csv(run / "results.csv")
     ended = results[results["status"] == "ok"]
-    minutes = results["wall_seconds"].sum() / 60
     return {
         "run": f"[{run.name}]({link}{run.name}/report.md)",
         "question": question,
         "data": _some(list(dict.fromkeys(ended["data"].astype(str)))),
         "trials (seeds)": f"{len(ended)} ({ended['seed'].nunique()})",
-        "minutes": f"{minutes:.1f}",
+        "minutes": f"{_seconds(results) / 60:.1f}",
         "published findings": _verdicts(run / "criteria.csv"),
     }
+
+
+def _seconds(results: pd.DataFrame) -> float:
+    """Return for how long trials ran, counting the time in which several did so once."""
+    if "start_time" not in results:  # the run of an earlier version, one trial after the other
+        return float(results["wall_seconds"].sum())
+    begin = pd.to_datetime(results["start_time"], utc=True)
+    spans = sorted(zip(begin, begin + pd.to_timedelta(results["wall_seconds"], unit="s"), strict=True))
+    total, until = pd.Timedelta(0), spans[0][0]
+    for first, last in spans:
+        total += max(last, until) - max(first, until)
+        until = max(last, until)
+    return total.total_seconds()
 
 
 def _some(names: list[str], most: int = 3) -> str:

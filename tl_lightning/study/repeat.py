@@ -12,6 +12,7 @@ from typing import Any
 from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.study.atomic import plain
 from tl_lightning.study.design import Study, Trial
+from tl_lightning.study.jobs import share_of_threads
 from tl_lightning.study.records import RecordStore
 from tl_lightning.study.settings import Settings
 from tl_lightning.study.trial_run import run_trial
@@ -43,7 +44,8 @@ def repeat_trial(study: Study, settings: Settings) -> int:
         trial = _find(study, own, name, Path(folder))
         if study.check is not None:
             study.check(own)
-        again = plain(run_trial(study, own, trial))
+        with share_of_threads(study, own):
+            again = plain(run_trial(study, own, trial))
     differing = differences(record, again)
     for key in CIRCUMSTANCES[:-1]:
         if record.get(key) != again.get(key):

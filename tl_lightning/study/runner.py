@@ -17,6 +17,7 @@ from rich.table import Table
 from tl_lightning.errors import UserError
 from tl_lightning.study.design import Study, Trial
 from tl_lightning.study.devices import resolve_devices
+from tl_lightning.study.jobs import helping_processes, jobs_of
 from tl_lightning.study.launchers import launched
 from tl_lightning.study.ranks import help_node_zero, node_rank
 from tl_lightning.study.records import LOCK_SECONDS, RecordStore
@@ -25,7 +26,7 @@ from tl_lightning.study.results import results_frame, summary_frame, write_resul
 from tl_lightning.study.settings import Settings
 from tl_lightning.study.signals import settle
 from tl_lightning.study.tensorboard import write_figures
-from tl_lightning.study.trial_run import clear_checkpoints, run_trial
+from tl_lightning.study.trial_run import run_claimed
 from tl_lightning.study.work import Work
 
 SUMMARY = ("val_accuracy", "test_accuracy", "test_map", "test_miou", "train_seconds")  # what the terminal shows
@@ -86,12 +87,13 @@ def print_plan(study: Study, settings: Settings) -> int:
 def _run_trials(study: Study, settings: Settings, trials: list[Trial], store: RecordStore, console: Console) -> None:
     work = Work(trials, store, settings.retry_failed)
     left = {trial.id: trial for trial in work.left()}
+    jobs = jobs_of(study, settings)
     seconds: dict[str, list[float]] = defaultdict(list)
     for record in store.records():
         seconds[record["arm"]].append(record["wall_seconds"])
     console.print(f"{study.name}: {len(trials)} trials, {len(trials) - len(left)} of them done, results in {store.out}")
 
-    def ended(record: dict[str, Any]) -> None:
+    def counted(record: dict[str, Any]) -> None:
         left.pop(record["trial"], None)
         seconds[record["arm"]].append(record["wall_seconds"])
 
@@ -100,20 +102,22 @@ def _run_trials(study: Study, settings: Settings, trials: list[Trial], store: Re
         console.print(f"waiting for {len(elsewhere)} that run elsewhere: {names}", markup=False, soft_wrap=True)
 
     with _progress(console, len(trials)) as advance:
+
+        def ended(record: dict[str, Any]) -> None:
+            counted(record)
+            advance(len(trials) - len(left), _line(record), _time_left(list(left.values()), seconds) / jobs)
+
         if left and settings.launcher != "local":
             with closing(launched(study, settings, list(left.values()), store, console.print)) as records:
                 for record in records:
                     ended(record)
-                    advance(len(trials) - len(left), _line(record), _time_left(list(left.values()), seconds))
-        for trial in work.claimed(ended, waiting):
-            record = run_trial(study, settings, trial)
-            if not store.claims.holds(trial.id):
-                console.print(f"{trial.id} was taken over by {store.claims.holder(trial.id)}: its record counts")
-                continue
-            store.write(record)
-            clear_checkpoints(trial.folder)
-            ended(record)
-            advance(len(trials) - len(left), _line(record), _time_left(list(left.values()), seconds))
+        with helping_processes(study, settings, store, len(left)):
+            for trial in work.claimed(ended if jobs > 1 else counted, waiting):
+                record = run_claimed(study, settings, trial, store)
+                if store.claims.holds(trial.id):
+                    ended(record)
+                else:
+                    console.print(f"{trial.id} was taken over by {store.claims.holder(trial.id)}: its record counts")
 
 
 def _write_results(study: Study, settings: Settings, trials: list[Trial], store: RecordStore) -> Report:
@@ -193,11 +197,9 @@ def _line(record: dict[str, Any]) -> str:
     return f"{record['arm']}, seed {record['seed']}: {outcome} ({record['wall_seconds']:.1f} s)"
 
 
-def _time_left(trials: list[Trial], seconds: dict[str, list[float]]) -> float | None:
-    """Return the seconds that the trials will take, judged by the trials of the same arm, else by all."""
+def _time_left(trials: list[Trial], seconds: dict[str, list[float]]) -> float:
+    """Return the seconds that the trials take in all, judged by those that ended, of the same arm where there are."""
     known = [value for values in seconds.values() for value in values]
-    if not known:
-        return None
     overall = statistics.fmean(known)
     return sum(statistics.fmean(seconds.get(trial.arm.name) or [overall]) for trial in trials)
 
@@ -215,7 +217,7 @@ def _progress(console: Console, total: int) -> Iterator[Any]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total, left="")
 
-        def advance(done: int, line: str, left: float | None) -> None:
+        def advance(done: int, line: str, left: float) -> None:
             ending = f"about {_duration(left)} left" if left else "done"
             console.print(f"[{done}/{total}] {line}; {ending}", markup=False, soft_wrap=True)
             bar.update(task, completed=done, left=ending)

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 # two calls that continue the same output folder.
 NOT_PART_OF_THE_STUDY = (
     "gpus",
+    "jobs",
     "workers",
     "seeds",
     "out",
@@ -62,6 +63,7 @@ class Settings:
         weight_decay: Decoupled weight decay.
         seeds: Number of seeds, or a list of them; a seed fixes split, subset, head and batch order in all arms.
         precision: Lightning precision; by default bf16-mixed or 16-mixed on a GPU and 32-true on the CPU.
+        jobs: Trials at one time on a CPU, each in a process with its share of the cores; on a GPU it is one.
         workers: Processes that decode images; 0 decodes a set once and keeps it.
         on_bad_image: error at an image that cannot be read; skip leaves it out, and the record counts those left out.
         cache_dir: Folder for activations of frozen stages; by default they are kept in memory.
@@ -97,6 +99,7 @@ class Settings:
     weight_decay: float = 0.01
     seeds: int | list[int] = 3
     precision: str | None = None
+    jobs: int = 1
     workers: int = 0
     on_bad_image: Literal["error", "skip"] = "error"
     cache_dir: str | None = None

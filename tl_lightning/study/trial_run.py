@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import time
 import traceback
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,18 @@ from tl_lightning.study.devices import resolve_devices
 from tl_lightning.study.environment import environment
 from tl_lightning.study.failures import end_of_study, free_memory, is_out_of_memory
 from tl_lightning.study.ranks import trial_processes
+from tl_lightning.study.records import RecordStore
 from tl_lightning.study.settings import Settings
 from tl_lightning.study.signals import check_stopped
+
+
+def run_claimed(study: Study, settings: Settings, trial: Trial, store: RecordStore) -> dict[str, Any]:
+    """Run a trial that this process has claimed; write its record unless another process took it over meanwhile."""
+    record = run_trial(study, settings, trial)
+    if store.claims.holds(trial.id):
+        store.write(record)
+        clear_checkpoints(trial.folder)
+    return record
 
 
 def run_trial(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]:
@@ -30,7 +41,7 @@ def run_trial(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]:
         Stopped: A signal asks the study to end.
         UserError: What went wrong would meet every later trial as well.
     """
-    start = time.perf_counter()
+    began, start = datetime.now(UTC), time.perf_counter()
     try:
         prepare_folder(trial.folder)
     except OSError as error:
@@ -41,15 +52,17 @@ def run_trial(study: Study, settings: Settings, trial: Trial) -> dict[str, Any]:
         clear_checkpoints(trial.folder)
         (trial.folder / "error.txt").unlink(missing_ok=True)
         values = _attempt(study, settings, trial)
-    return _record(study, settings, trial, values, time.perf_counter() - start)
+    return _record(study, settings, trial, values, began, time.perf_counter() - start)
 
 
 def failed_record(study: Study, settings: Settings, trial: Trial, error: str) -> dict[str, Any]:
     """Return the record of a trial that could not be run."""
-    return _record(study, settings, trial, {"status": "failed", "error": error}, 0.0)
+    return _record(study, settings, trial, {"status": "failed", "error": error}, datetime.now(UTC), 0.0)
 
 
-def _record(study: Study, settings: Settings, trial: Trial, values: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _record(
+    study: Study, settings: Settings, trial: Trial, values: dict[str, Any], began: datetime, seconds: float
+) -> dict[str, Any]:
     return {
         "trial": trial.id,
         "study": study.name,
@@ -63,6 +76,7 @@ def _record(study: Study, settings: Settings, trial: Trial, values: dict[str, An
         "processes": settings.ranks(),
         "deterministic": settings.deterministic,
         **values,
+        "start_time": began.isoformat(timespec="milliseconds"),
         "wall_seconds": seconds,
         "settings": settings.recorded(),
         **environment(),

@@ -50,9 +50,10 @@ class Work:
         """
         left, said = self.left(), None
         while left:
-            elsewhere = []
+            elsewhere: list[Trial] = []
             for trial in left:
                 check_stopped()
+                elsewhere = self._unfinished(elsewhere, seen)
                 if (record := self.record(trial)) is not None:
                     seen(record)
                 elif not self.store.claims.take(trial.id):
@@ -66,9 +67,20 @@ class Work:
                     said = None
                     if self.record(trial) is None:  # another process took it over meanwhile
                         elsewhere.append(trial)
-            left = elsewhere
+            left = self._unfinished(elsewhere, seen)
             if left and left != said:
                 waiting(left)
                 said = left
             if left:
                 time.sleep(POLL_SECONDS)
+
+    def _unfinished(self, elsewhere: list[Trial], seen: Callable[[dict[str, Any]], None]) -> list[Trial]:
+        """Return the trials that another process is still at."""
+        running = []
+        for trial in elsewhere:
+            record = self.record(trial)
+            if record is None:
+                running.append(trial)
+            else:
+                seen(record)
+        return running

@@ -30,13 +30,27 @@ class StudySource:
         Raises:
             UserError: It is in none of them: a notebook or a function made it.
         """
+        found = cls._find(study)
+        if found is None:
+            raise UserError(
+                f"--launcher needs {study.name} as a variable of a script, such as STUDY in experiments/*.py"
+            )
+        return found
+
+    @classmethod
+    def is_named(cls, study: Study) -> bool:
+        """Return whether the study is a variable of a loaded script."""
+        return cls._find(study) is not None
+
+    @classmethod
+    def _find(cls, study: Study) -> StudySource | None:
         modules = [sys.modules.get("__main__"), *(sys.modules.get(f.__module__) for f in (study.run, study.arms))]
         for module in modules:
             path = getattr(module, "__file__", None)
             for name, value in vars(module).items() if module is not None and path else ():
                 if value is study:
                     return cls(str(Path(str(path)).resolve()), name)
-        raise UserError(f"--launcher needs {study.name} as a variable of a script, such as STUDY in experiments/*.py")
+        return None
 
     def load(self) -> Study:
         """Run the script, as an import does, and return its study."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from tl_lightning.study.launchers.source import StudySource
 from tl_lightning.study.records import RecordStore
-from tl_lightning.study.trial_run import clear_checkpoints, run_trial
+from tl_lightning.study.trial_run import run_claimed
 
 POLL_SECONDS = 0.5
 
@@ -57,8 +57,5 @@ def run_task(task: Task) -> dict[str, Any]:
         found = store.record(trial.id)
         if found is not None and found != earlier:
             return found
-        record = run_trial(study, settings, trial)
-        if store.claims.holds(trial.id):
-            store.write(record)
-            clear_checkpoints(trial.folder)
+        record = run_claimed(study, settings, trial, store)
     return store.record(trial.id) or record
