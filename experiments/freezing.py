@@ -33,7 +33,7 @@ A pretrained network is a stack of stages. **Freezing** a stage means that nothi
 no gradient, no weight decay, BatchNorm and Dropout as in evaluation. With every stage but the head frozen this is a
 **linear probe**; with none frozen it is **fine-tuning**. In between lies a trade-off: early layers hold general
 features (edges, textures) that hardly need to change, late ones are specific to the source classes. The study has
-three parts.
+four parts.
 
 1. *How deep?* One pretrained network on the target, frozen to several depths. *Progressive* arms begin as a linear
    probe and thaw stage by stage (Howard & Ruder 2018, for text). *Layer-wise rates* give each stage 0.7 times the
@@ -45,6 +45,8 @@ three parts.
 3. *First or last?* A network trained on clean images meets corrupted ones of the same classes. Only the input differs,
    so it may be enough to train the first stages and leave all behind them alone (*surgical fine-tuning*, Lee et al.
    2023), while a new head sees features that are spoilt already.
+4. *What does each depth know?* Nothing in the network trains: a linear head reads the features behind each stage,
+   averaged over the image. Where the line stops rising, the stages behind could be cut off.
 
 **How to read the accuracy figures**: from left to right more stages are frozen; the dot is the mean over seeds, the bar
 its 95 % interval, the small dots are the single seeds. Two depths whose paired difference has an interval that holds 0
@@ -56,8 +58,8 @@ language model fine-tuning"; Kornblith et al. 2019, "Do better ImageNet models t
 """
 
 LR_DECAY = 0.7
-DEPTH, CLASSES, INPUT = "depth", "other classes", "corrupted input"  # the parts
-PARTS = (DEPTH, CLASSES, INPUT)
+DEPTH, CLASSES, INPUT, HEADS = "depth", "other classes", "corrupted input", "linear heads"  # the parts
+PARTS = (DEPTH, CLASSES, INPUT, HEADS)
 ALL, HEAD, FIRST = "nothing frozen", "head only", "first block only"
 OTHER, SAME = "other classes", "same classes"
 
@@ -67,7 +69,7 @@ class Settings(study.Settings):
     """Settings of this study.
 
     Args:
-        parts: What to run of: depth, other classes, corrupted input.
+        parts: What to run of: depth, other classes, corrupted input, linear heads.
         depths: Depths of the first part, from nothing frozen to the head alone, evenly spaced over the stages.
         own_data: Image set of the second and third part.
         own_data_dir: Its folder.
@@ -122,7 +124,7 @@ def schedule(settings: Settings) -> dict[int, int]:
 
 
 def arms(settings: Settings) -> list[Arm]:
-    """Return the arms of the three parts."""
+    """Return the arms of all parts."""
     names, own = stages(settings.backbone).names, stages(settings.own_backbone).names
     grid = []
     for depth in depths(settings):
@@ -136,6 +138,9 @@ def arms(settings: Settings) -> list[Arm]:
             factors = {"part": CLASSES, "frozen_stages": depth, "source": source}
             grid.append(Arm(kept(source, depth, settings), factors))
     grid += [Arm(corrupted(trained), {"part": INPUT, "trained": trained}) for trained in (ALL, FIRST, HEAD)]
+    grid += [
+        Arm(f"linear head after {names[d - 1]}", {"part": HEADS, "frozen_stages": d}) for d in range(1, len(names))
+    ]
     return [arm for arm in grid if arm.factors["part"] in settings.parts]
 
 
@@ -163,6 +168,8 @@ def plan(arm: Arm, settings: Settings) -> object:
     """Say what an arm will do, epoch by epoch."""
     if arm.factors["part"] == DEPTH:
         return study.freezing_plan(settings, freezing(arm, settings), decay(arm))
+    if arm.factors["part"] == HEADS:
+        return f"a linear head on the features of {settings.backbone}, in which nothing trains"
     return f"{settings.own_backbone} on {settings.own_data}, {settings.own_target_epochs} epochs"
 
 
@@ -198,9 +205,10 @@ def check(settings: Settings) -> None:
 # %% One trial
 def run(trial: Trial, settings: Settings) -> dict[str, Any]:
     """Train and test one arm at one seed."""
-    return {DEPTH: at_depth, CLASSES: on_kept_stages, INPUT: on_corrupted_input}[trial.arm.factors["part"]](
-        trial, settings
-    )
+    part = trial.arm.factors["part"]
+    if part == HEADS:
+        return study.head_at_depth(trial, settings, trial.arm.factors["frozen_stages"])
+    return {DEPTH: at_depth, CLASSES: on_kept_stages, INPUT: on_corrupted_input}[part](trial, settings)
 
 
 def at_depth(trial: Trial, settings: Settings) -> dict[str, Any]:
@@ -252,8 +260,8 @@ def on_corrupted_input(trial: Trial, settings: Settings) -> dict[str, Any]:
 
 # %% What is reported
 def report(report: study.Report) -> None:
-    """Tables, figures and criteria of the three parts."""
-    parts = {part: report.results[report.results["part"] == part] for part in (DEPTH, CLASSES, INPUT)}
+    """Tables, figures and criteria of the parts that were run."""
+    parts = {part: report.results[report.results["part"] == part] for part in PARTS}
     names = {part: [arm for arm in report.arms if arm in set(rows["arm"])] for part, rows in parts.items()}
     if len(parts[DEPTH]):
         report_depths(report, parts[DEPTH], names[DEPTH])
@@ -261,6 +269,8 @@ def report(report: study.Report) -> None:
         report_classes(report, parts[CLASSES], names[CLASSES])
     if len(parts[INPUT]):
         report_input(report, parts[INPUT], names[INPUT])
+    if len(parts[HEADS]):
+        report_heads(report, parts[HEADS], names[HEADS])
 
 
 def report_depths(report: study.Report, results: Any, arms: list[str]) -> None:
@@ -364,6 +374,26 @@ def report_input(report: study.Report, results: Any, arms: list[str]) -> None:
             verdict=all_of(decide(to_all, -0.015, "above"), decide(to_head, 0.08, "above")),
             note=f"Shown is first block - all; first block - head is {to_head.scaled(100).format(1)} points.",
         )
+    )
+
+
+def report_heads(report: study.Report, results: Any, arms: list[str]) -> None:
+    """What each depth knows."""
+    best = results.groupby("arm")["test_accuracy"].mean().idxmax()
+    gap = gain_interval(results, (best, arms[-1]), "test_accuracy")
+    report.section(
+        "4. What each depth knows",
+        f"A linear head on the features of {report.settings.backbone} behind each stage, averaged over the image; five "
+        "learning rates, of which validation selects.",
+    )
+    figure = study.plots.accuracy_against_factor(
+        results, metric="test_accuracy", factor="frozen_stages", factor_text="Stages before the linear head"
+    )
+    report.figure("linear_heads", figure, "Test accuracy of a linear head by the stages before it.")
+    report.table(study.arm_table(results, arms))
+    report.conclude(
+        f"Of all linear heads the *{best.removeprefix('linear ')}* has the highest mean, {gap.scaled(100).format(1)} "
+        "points from that behind all stages; the best of many flatters itself."
     )
 
 

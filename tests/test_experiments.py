@@ -17,7 +17,7 @@ EXPERIMENTS = sorted(path for path in (ROOT / "experiments").glob("*.py") if pat
 TINY = [
     *("--data", "digits", "--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32"),
     *("--samples-per-class", "4", "--max-val-samples", "20", "--max-test-samples", "20", "--batch-size", "8"),
-    *("--epochs", "2", "--seeds", "1", "--learning-rates", "0.01", "--gpus", "0"),
+    *("--epochs", "2", "--seeds", "1", "--learning-rates", "0.01", "--jobs", "1", "--gpus", "0"),
 ]
 
 
@@ -79,7 +79,10 @@ def test_a_study_ends_with_a_row_for_each_trial(freezing):
     results = pd.read_csv(out / "results.csv")
     assert code == 0
     assert set(results["status"]) == {"ok"}
-    assert results["part"].value_counts().to_dict() == {"depth": 8, "other classes": 10, "corrupted input": 3}
+    assert results["part"].value_counts().to_dict() == {
+        **{"depth": 8, "other classes": 10, "corrupted input": 3},
+        "linear heads": 5,
+    }
     contract = "study arm seed data backbone weights image_size epochs learning_rate val_accuracy test_accuracy"
     contract += " train_seconds images_per_second peak_memory_mb trainable_parameters total_parameters forward_flops"
     contract += " device precision versions git_commit status error"
@@ -103,6 +106,17 @@ def test_kept_stages_and_the_first_block_train_what_they_say(freezing):
     assert results.loc["corrupted: nothing frozen", "trainable_parameters"] > 300_000
     assert results.loc["corrupted: head only", "trainable_parameters"] == 1024 * 10 + 10
     assert set(results.loc[["corrupted: head only"], "test_fingerprint"]) != {results["test_fingerprint"].iloc[0]}
+
+
+def test_linear_heads_read_every_depth_and_train_nothing_else(freezing):
+    results = pd.read_csv(freezing[1] / "results.csv")
+    heads = results[results["part"] == "linear heads"]
+    assert heads["frozen_stages"].tolist() == [1, 2, 3, 4, 5]
+    assert (heads["trainable_parameters"] == 10 * (heads["features"] + 1)).all()
+    assert heads["features"].nunique() > 1
+    fine_tuned = results.loc[results["arm"] == "nothing frozen"].iloc[0]
+    assert set(heads["test_fingerprint"]) == {fine_tuned["test_fingerprint"]}
+    assert set(heads["data_fingerprint"]) == {fine_tuned["data_fingerprint"]}
 
 
 def test_the_criteria_are_reported(freezing):

@@ -67,7 +67,7 @@ def test_weights_with_code_are_refused_and_the_code_does_not_run(malicious):
 def test_a_study_refuses_weights_with_code_in_one_line(malicious, capsys):
     out = malicious.parent / "out"
     arguments = ["--weights", str(malicious), "--backbone", "shufflenet_v2_x0_5", "--data", "digits"]
-    arguments += ["--image-size", "32", "--gpus", "0", "--out", str(out)]
+    arguments += ["--image-size", "32", "--jobs", "1", "--gpus", "0", "--out", str(out)]
     assert "could run code" in refused(capsys, main, STUDY, arguments)
     assert not (malicious.parent / "pwned").exists()
     assert not out.exists()

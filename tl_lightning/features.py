@@ -2,7 +2,7 @@
 
 ``CachedDataModule`` serves the activations of a data module's images at a boundary, in the order of the images that
 it replaces; ``PartActivations`` returns those of several boundaries from one pass; ``compute_activations`` and
-``record`` do the same for plain tensors.
+``record`` do the same for plain tensors; ``train_heads`` trains linear heads of many seeds and rates on them at once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tl_lightning.activations.extraction import (
     record,
 )
 from tl_lightning.activations.images import PartActivations, Rows
+from tl_lightning.activations.linear_heads import train_heads
 from tl_lightning.activations.rows import Activations
 from tl_lightning.backbones.graph import Boundary
 from tl_lightning.data.augment import Augmentation
@@ -40,6 +41,7 @@ __all__ = [
     "global_average",
     "prefix_fingerprint",
     "record",
+    "train_heads",
 ]
 
 

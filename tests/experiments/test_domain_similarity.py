@@ -17,7 +17,7 @@ TINY = [
     *("--near-far", '["digits = 0,1 -> 2,3", "digits:invert = 0,1 -> 2,3"]', "--near-far-epochs", "1"),
     *("--near-far-backbone", "shufflenet_v2_x0_5", "--near-far-images", "8", "--source-images", "digits:fog:3"),
     *("--max-val-samples", "20", "--max-test-samples", "20", "--batch-size", "10", "--epochs", "1"),
-    *("--learning-rates", "0.003", "--seeds", "1", "--gpus", "0"),
+    *("--learning-rates", "0.003", "--seeds", "1", "--jobs", "1", "--gpus", "0"),
 ]
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 TINY = [
     *("--data", "digits", "--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32"),
     *("--sizes", "[2,4]", "--corruptions", "[gaussian_noise,contrast]", "--max-val-samples", "20"),
-    *("--max-test-samples", "20", "--batch-size", "20", "--epochs", "2", "--seeds", "2", "--gpus", "0"),
+    *("--max-test-samples", "20", "--batch-size", "20", "--epochs", "2", "--seeds", "2", "--jobs", "1", "--gpus", "0"),
     *("--learning-rates", "[0.001,0.01]", "--probe-passes", "2"),
 ]
 

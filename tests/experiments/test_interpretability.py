@@ -17,7 +17,20 @@ PATH = Path(__file__).parents[2] / "experiments" / "interpretability.py"
 TINY = [
     *("--data", "digits", "--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "64"),
     *("--samples-per-class", "8", "--max-val-samples", "40", "--max-test-samples", "20", "--batch-size", "16"),
-    *("--epochs", "2", "--scratch-epochs", "2", "--seeds", "2", "--learning-rates", "0.01", "--gpus", "0"),
+    *(
+        "--epochs",
+        "2",
+        "--scratch-epochs",
+        "2",
+        "--seeds",
+        "2",
+        "--learning-rates",
+        "0.01",
+        "--jobs",
+        "1",
+        "--gpus",
+        "0",
+    ),
     *("--scratch-learning-rates", "0.01", "--explained-images", "40", "--panel-images", "3", "--cascade-steps", "2"),
     *("--grids", "4", "--road-images", "1", "--visualised-channels", "2", "--visualisation-steps", "2"),
 ]

@@ -28,7 +28,7 @@ TINY = [
         "20",
     ),
     *("--max-test-samples", "20", "--batch-size", "16", "--learning-rates", "0.001"),
-    *("--scratch-learning-rates", "0.003", "--seeds", "1", "--gpus", "0"),
+    *("--scratch-learning-rates", "0.003", "--seeds", "1", "--jobs", "1", "--gpus", "0"),
 ]
 
 

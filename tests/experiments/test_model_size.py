@@ -15,7 +15,7 @@ TINY = [
     *("--data", "digits", "--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "8"),
     *("--backbones", "[shufflenet_v2_x0_5, shufflenet_v2_x1_0]", "--cost-backbones", "[mobilenet_v2, resnet18]"),
     *("--samples-per-class", "2", "--max-val-samples", "20", "--max-test-samples", "20", "--latency-repeats", "1"),
-    *("--seeds", "1", "--learning-rates", "0.01", "--gpus", "0"),
+    *("--seeds", "1", "--learning-rates", "0.01", "--jobs", "1", "--gpus", "0"),
 ]
 
 

@@ -18,7 +18,7 @@ BACKBONE = "shufflenet_v2_x0_5"
 TINY = [
     *("--data", "digits", "--backbone", BACKBONE, "--image-size", "32", "--sizes", "[2,4]"),
     *("--max-val-samples", "20", "--max-test-samples", "20", "--batch-size", "20", "--epochs", "2", "--seeds", "1"),
-    *("--learning-rates", "0.01", "--scratch-epochs", "2", "--gpus", "0"),
+    *("--learning-rates", "0.01", "--scratch-epochs", "2", "--jobs", "1", "--gpus", "0"),
 ]
 
 

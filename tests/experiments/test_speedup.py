@@ -16,7 +16,7 @@ TINY = [
     *("--data", "digits", "--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32"),
     *("--smallest-side", "16", "--samples-per-class", "2", "--max-val-samples", "20", "--max-test-samples", "20"),
     *("--batch-size", "10", "--epochs", "2", "--scratch-factor", "2", "--seeds", "1", "--learning-rates", "0.01"),
-    *("--scratch-learning-rates", "0.01", "--gpus", "0"),
+    *("--scratch-learning-rates", "0.01", "--jobs", "1", "--gpus", "0"),
 ]
 
 

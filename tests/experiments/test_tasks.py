@@ -18,7 +18,7 @@ SIZE = (48, 64)  # height and width of the files below
 TINY = [
     *("--backbone", "efficientnet_lite0", "--data", "digits", "--image-size", "32", "--sizes", "[10,20]"),
     *("--max-val-samples", "6", "--max-test-samples", "6", "--batch-size", "10", "--epochs", "1"),
-    *("--learning-rates", "0.01", "--seeds", "1", "--gpus", "0"),
+    *("--learning-rates", "0.01", "--seeds", "1", "--jobs", "1", "--gpus", "0"),
 ]
 
 

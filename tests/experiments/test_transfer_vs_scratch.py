@@ -18,7 +18,7 @@ BACKBONE = "shufflenet_v2_x0_5"
 TINY = [
     *("--backbone", BACKBONE, "--data", "digits", "--image-size", "32", "--sizes", "[2,4]"),
     *("--steps", "2", "--max-val-samples", "20", "--max-test-samples", "20", "--batch-size", "16"),
-    *("--learning-rates", "0.001", "--scratch-learning-rates", "0.003", "--seeds", "1", "--gpus", "0"),
+    *("--learning-rates", "0.001", "--scratch-learning-rates", "0.003", "--seeds", "1", "--jobs", "1", "--gpus", "0"),
 ]
 
 

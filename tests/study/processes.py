@@ -18,7 +18,7 @@ FREEZING = ROOT / "experiments" / "freezing.py"
 TINY = [
     *("--data", "digits", "--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32"),
     *("--samples-per-class", "4", "--max-val-samples", "20", "--max-test-samples", "20", "--batch-size", "8"),
-    *("--epochs", "2", "--seeds", "1", "--learning-rates", "0.01", "--gpus", "0"),
+    *("--epochs", "2", "--seeds", "1", "--learning-rates", "0.01", "--jobs", "1", "--gpus", "0"),
 ]
 DEPTHS = ("--parts", "[depth]")  # the first part of freezing.py alone
 TRIALS = 8  # of a seed

@@ -38,7 +38,7 @@ def command(tmp_path) -> list[str]:
     return [
         *("--data", "imagefolder", "--data-dir", str(tmp_path / "images"), "--backbone", "shufflenet_v2_x0_5"),
         *("--weights", "none", "--image-size", "32", "--batch-size", "8", "--epochs", "1", "--seeds", "1"),
-        *("--gpus", "0", "--learning-rates", "0.01", "--out", str(tmp_path / "out")),
+        *("--jobs", "1", "--gpus", "0", "--learning-rates", "0.01", "--out", str(tmp_path / "out")),
     ]
 
 

@@ -78,7 +78,7 @@ def on_ray(cluster, *arguments, script):
 def test_a_node_that_is_killed_costs_no_trial(cluster, tmp_path):
     script = tmp_path / "sleepy.py"
     script.write_text(SLEEPY)
-    arguments = ["--seeds", "10", "--gpus", "0", "--out"]
+    arguments = ["--seeds", "10", "--jobs", "1", "--gpus", "0", "--out"]
     assert Running(*arguments, tmp_path / "serial", script=script).wait() == 0
     study = on_ray(cluster, *arguments, tmp_path / "ray", script=script)
     assert study.wait_for(r"\[2/20\]", seconds=400), study.stderr
@@ -93,7 +93,7 @@ def test_a_node_that_is_killed_costs_no_trial(cluster, tmp_path):
 def test_a_trial_whose_worker_always_dies_fails_after_three_attempts(cluster, tmp_path):
     script = tmp_path / "mortal.py"
     script.write_text(MORTAL)
-    study = on_ray(cluster, "--out", tmp_path / "out", "--seeds", "1", "--gpus", "0", script=script)
+    study = on_ray(cluster, "--out", tmp_path / "out", "--seeds", "1", "--jobs", "1", "--gpus", "0", script=script)
     assert study.wait() == 1, study.stderr
     assert study.stderr.count("the worker of mortal--seed0 died") == 3
     records = {name: json.loads(content) for name, (_, _, content) in finished(tmp_path / "out").items()}

@@ -111,7 +111,7 @@ def report(report):
 
 study.main(study.Study("slow", "?", "", lambda s: [Arm(str(k)) for k in range(40)], run, report))
 """)
-    running = Running("--seeds", "1", "--gpus", "0", "--out", tmp_path / "out", script=script)
+    running = Running("--seeds", "1", "--jobs", "1", "--gpus", "0", "--out", tmp_path / "out", script=script)
     assert running.wait_for(r"\[2/40\]")
     assert running.end(signal.SIGTERM) == 143, running.stderr
     assert "written in full" in (tmp_path / "out" / "report.md").read_text()

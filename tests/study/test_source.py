@@ -99,7 +99,20 @@ def test_another_file_is_no_source(tmp_path):
             study.source_record(tmp_path / name)
 
 
-COMMAND = ["--data", "digits", "--backbone", BACKBONE, "--epochs", "1", "--samples-per-class", "4", "--gpus", "0"]
+COMMAND = [
+    "--data",
+    "digits",
+    "--backbone",
+    BACKBONE,
+    "--epochs",
+    "1",
+    "--samples-per-class",
+    "4",
+    "--jobs",
+    "1",
+    "--gpus",
+    "0",
+]
 
 
 def test_the_command_writes_one_file_and_says_how_good_it_is(tmp_path, capsys):

@@ -62,6 +62,7 @@ _EXPORTS = {
     "first_reached": "tl_lightning.study.reached",
     "race": "tl_lightning.study.reached",
     "race_sentence": "tl_lightning.study.reached",
+    "head_at_depth": "tl_lightning.study.depth_heads",
     "probe_features": "tl_lightning.study.probing",
     "grid_table": "tl_lightning.study.two_factors",
     "equal_steps": "tl_lightning.study.step_budget",

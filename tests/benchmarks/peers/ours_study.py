@@ -11,7 +11,7 @@ from peers.augment import FlipAndShift
 from peers.job import Job, Peer
 from peers.lightning_base import quiet
 from tl_lightning.backbones import Stages
-from tl_lightning.callbacks import BatchAugmentation, FreezeAudit, ProgressiveUnfreezing
+from tl_lightning.callbacks import BatchAugmentation, FoldedPrefix, FreezeAudit, ProgressiveUnfreezing
 from tl_lightning.features import CachedDataModule
 from tl_lightning.tasks import TransferModule
 
@@ -23,7 +23,8 @@ class OursStudy(Peer):
     name = "tl_lightning"
     package = "tl_lightning"
     configuration = (
-        "`TransferModule` with `ProgressiveUnfreezing`, `FreezeAudit` and `CachedDataModule`, as the studies"
+        "`TransferModule` with `ProgressiveUnfreezing`, `FreezeAudit`, and `CachedDataModule` or, with augmentation, "
+        "`FoldedPrefix`, as the studies"
     )
 
     def fit(self, job: Job) -> None:
@@ -43,7 +44,9 @@ class OursStudy(Peer):
         if job.frozen_groups(0):
             depth = first_head_stage(module.stages)
             callbacks = [ProgressiveUnfreezing(depth), FreezeAudit()]
-            if job.augment is None and job.data is not None:
+            if job.augment is not None:
+                callbacks.append(FoldedPrefix())
+            elif job.data is not None:
                 data = CachedDataModule(job.data, module, module.stages.boundary_before(depth))
         if isinstance(job.augment, FlipAndShift):
             callbacks.append(BatchAugmentation(**job.augment.options))

@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scenarios.frozen import FORWARD, fit_of, forward_of, probe_job
-from scenarios.heads import train_heads
 from scenarios.measure import Prepare, Result, Row, Run, Target, interleave, ratio
 from scenarios.workload import OURS, PEERS, Workload, contenders
 from tl_lightning.data.loader import EpochOrder
-from tl_lightning.features import ActivationCache, PartActivations, global_average
+from tl_lightning.features import ActivationCache, PartActivations, global_average, train_heads
 from tl_lightning.tasks import TransferModule
 
 BOUNDARIES, SEEDS, RATES = 8, (0, 1, 2), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ def train_heads(
     batch_size: int = 64,
     weight_decay: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
-    """Train a linear head for every seed and rate with AdamW, exactly as each of them would be trained alone.
+    """Train a linear head for every seed and rate with AdamW, each as it would be trained alone.
 
     The heads of a seed see the same batches and begin with the same weights. The sum of their losses is minimised:
     no head's gradient depends on another head.
@@ -41,9 +42,11 @@ def train_heads(
         Weights [S, R, K, C] and biases [S, R, K].
     """
     first = torch.stack([_initial(seed, classes, features.shape[1]) for seed in seeds])
-    weights = [nn.Parameter(first.clone()) for _ in rates]
-    biases = [nn.Parameter(torch.zeros(len(seeds), classes)) for _ in rates]
-    groups = [{"params": [w, b], "lr": lr} for w, b, lr in zip(weights, biases, rates, strict=True)]
+    weights: list[Tensor] = [nn.Parameter(first.clone()) for _ in rates]
+    biases: list[Tensor] = [nn.Parameter(torch.zeros(len(seeds), classes)) for _ in rates]
+    groups: list[dict[str, Any]] = [
+        {"params": [w, b], "lr": lr} for w, b, lr in zip(weights, biases, rates, strict=True)
+    ]
     optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
     for epoch in range(epochs):
         orders = torch.stack([torch.from_numpy(EpochOrder(len(labels), True, s).order(epoch)) for s in seeds])
