@@ -21,7 +21,7 @@ def linear_probe(work: Workload) -> Result:
     runs: dict[str, Prepare] = {FORWARD: lambda: forward_of(work.network(), work.train[0], work)}
     for name, cls in contenders((*PEERS, "bare", "ours-study")).items():
         runs[name] = fit_of(cls, probe_job, work, networks)
-    _measure(result, runs, work)
+    work.probe_seconds = _measure(result, runs, work)
     found = {name: accuracy(network, work.test) for name, network in networks.items()}
     result.rows += [Row("S1", name, "% test accuracy", [value]) for name, value in found.items()]
     ours, fastest = result.median(OURS), result.best(_names(PEERS))
@@ -68,9 +68,10 @@ def half_frozen_augmented(work: Workload) -> Result:
     return result
 
 
-def _measure(result: Result, runs: dict[str, Prepare], work: Workload) -> None:
+def _measure(result: Result, runs: dict[str, Prepare], work: Workload) -> dict[str, list[float]]:
     seconds = interleave(runs, work.sizes.repeats)
     result.rows += [Row(result.scenario, name, "s", values) for name, values in seconds.items()]
+    return seconds
 
 
 def fit_of(

@@ -51,6 +51,7 @@ class Workload:
         self.sizes = sizes
         self.data = self.data_module(sizes.images)
         self.device = torch.device("cpu")
+        self.probe_seconds: dict[str, list[float]] = {}  # what S1 measured
 
     def data_module(self, images: int) -> TransferDataModule:
         """Return a data module with so many training images, set up."""
