@@ -86,3 +86,15 @@ def test_the_batch_must_be_divisible(tmp_path):
     assert study.wait() == 2
     assert study.stderr == "error: --batch-size 8 must be a multiple of 3 processes times 2 images of --micro-batch"
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [("dpp", "did you mean ddp"), ("fsdp", "--strategy fsdp takes GPUs, and none is visible: ddp runs on CPUs too")],
+)
+def test_a_strategy_that_cannot_run_is_one_line(strategy, message, tmp_path):
+    study = Running(*TINY, "--strategy", strategy, "--out", tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert study.wait() == 2
+    assert len(study.lines) == 1
+    assert message in study.stderr
+    assert os.listdir(tmp_path) == []

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning.pytorch.strategies import StrategyRegistry
+
+from tl_lightning.errors import UserError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,15 @@ def resolve_devices(gpus: int | None, precision: str | None) -> Devices:
         return Devices("cuda", 1, torch.cuda.get_device_name(), precision or mixed, note)
     note = f"--gpus {wanted}: no GPU is visible, running on the CPU" if wanted else ""
     return Devices("cpu", 1, _cpu_name(), precision or "32-true", note)
+
+
+def check_strategy(strategy: str, devices: Devices) -> None:
+    """Raise ``UserError`` for a strategy that Lightning does not know, or that takes GPUs where there are none."""
+    known = StrategyRegistry.available_strategies()
+    if strategy not in ("auto", *known):
+        raise unknown_name("strategy", strategy, known)
+    if "fsdp" in strategy and devices.accelerator != "cuda":
+        raise UserError(f"--strategy {strategy} takes GPUs, and none is visible: ddp runs on CPUs too")
 
 
 def _cpu_name() -> str:

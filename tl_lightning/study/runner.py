@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tl_lightning.errors import UserError
 from tl_lightning.study.design import Study, Trial
-from tl_lightning.study.devices import resolve_devices
+from tl_lightning.study.devices import check_strategy, resolve_devices
 from tl_lightning.study.jobs import helping_processes, jobs_of
 from tl_lightning.study.launchers import launched
 from tl_lightning.study.ranks import help_node_zero, node_rank
@@ -48,6 +48,7 @@ def run_study(study: Study, settings: Settings) -> int:
     console = Console(stderr=True, highlight=False)
     out = Path(settings.out or f"logs/{study.name}")
     devices = resolve_devices(settings.gpus, settings.precision)
+    check_strategy(settings.strategy, devices)
     if devices.note and settings.strategy == "auto":
         console.print(devices.note)
     if study.check is not None:
