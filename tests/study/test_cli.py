@@ -111,3 +111,11 @@ def test_help_does_not_import_torch():
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.rstrip().endswith("False")
     assert "--image-size" in result.stdout
+
+
+def test_a_plan_piped_into_head_ends_quietly():
+    command = [sys.executable, str(ROOT / "experiments" / "freezing.py"), "--plan"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141

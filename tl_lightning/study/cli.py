@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Collection
@@ -61,6 +63,9 @@ def main(study: Study, argv: list[str] | None = None) -> None:
             sys.exit(code)
     except UserError as error:
         fail(str(error))
+    except BrokenPipeError:  # `| head` has read enough: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Stopped as stopped:
         print(
             f"{_after_echo()}stopped by {stopped}; the same command goes on with the trials that are left",
