@@ -219,6 +219,11 @@ def at_depth(trial: Trial, settings: Settings) -> dict[str, Any]:
     return record
 
 
+def columns(mine: Settings) -> dict[str, Any]:
+    """Return what a record says of a network that was trained here."""
+    return {"data": mine.data, "weights": f"own, {mine.data}", "image_size": mine.image_size}
+
+
 def on_kept_stages(trial: Trial, settings: Settings) -> dict[str, Any]:
     """Keep the first stages of an own network, train what lies above from random weights."""
     mine, depth, source = own(settings), trial.arm.factors["frozen_stages"], trial.arm.factors["source"]
@@ -233,7 +238,7 @@ def on_kept_stages(trial: Trial, settings: Settings) -> dict[str, Any]:
     )
     start = study.kept_stages(trial, mine, path, depth, target)
     record = study.train_and_test(trial, mine, freezing=depth, start=start, data_options=target)
-    return {**record, **study.source_columns(path), "data": mine.data, "image_size": mine.image_size}
+    return {**record, **study.source_columns(path), **columns(mine)}
 
 
 def on_corrupted_input(trial: Trial, settings: Settings) -> dict[str, Any]:
@@ -255,7 +260,7 @@ def on_corrupted_input(trial: Trial, settings: Settings) -> dict[str, Any]:
         start=study.whole_network(trial, mine, path, classes),
         data_options=shift,
     )
-    return {**record, **study.source_columns(path), "data": mine.data, "image_size": mine.image_size}
+    return {**record, **study.source_columns(path), **columns(mine)}
 
 
 # %% What is reported

@@ -14,6 +14,7 @@ from tl_lightning.callbacks.gradcam import GradCAMLogger
 from tl_lightning.callbacks.history import MetricHistory
 from tl_lightning.callbacks.l2_sp import L2SP
 from tl_lightning.callbacks.plan import Plan, PlanRow
+from tl_lightning.callbacks.precise_batch_norm import PreciseBatchNorm
 from tl_lightning.callbacks.progressive_resizing import ProgressiveResizing
 from tl_lightning.callbacks.step_seed import StepSeed
 from tl_lightning.callbacks.training_clock import TrainingClock
@@ -39,6 +40,7 @@ __all__ = [
     "OnPlateau",
     "Plan",
     "PlanRow",
+    "PreciseBatchNorm",
     "ProgressiveResizing",
     "ProgressiveUnfreezing",
     "StepSeed",

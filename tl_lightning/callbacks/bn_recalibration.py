@@ -1,4 +1,4 @@
-"""Re-estimate BatchNorm statistics of frozen stages on the training images, without labels."""
+"""Estimate BatchNorm statistics anew on the training images, without labels."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, Sampler
 
+from tl_lightning.callbacks.efficiency import batch_images
 from tl_lightning.callbacks.frozen import FrozenStages
 from tl_lightning.errors import UserError
 
@@ -22,28 +23,56 @@ from tl_lightning.errors import UserError
 def recalibrate(trainer: pl.Trainer, pl_module: pl.LightningModule, frozen: FrozenStages) -> None:
     """Set the statistics of the frozen BatchNorm layers to those of the training images, once.
 
-    One pass over the training images with cumulative averages, as ``torch.optim.swa_utils.update_bn`` does (Li et al.
-    2017, "Revisiting Batch Normalization For Practical Domain Adaptation"). Batches go through ``training_step`` up to
-    the end of the staged module's forward pass, so that no loss and no metric is computed and no label is used.
-    Global RNG states are left as they were.
+    Li et al. 2017, "Revisiting Batch Normalization For Practical Domain Adaptation"; see `estimate_statistics`.
 
     Raises:
         UserError: The training data holds no batch.
     """
     layers = [layer for _, layer in frozen.batch_norms()]
-    batches = 0
+    if not estimate_statistics(trainer, pl_module, layers, frozen.module):
+        raise UserError("bn='recalibrate' found no batch of training images to estimate the statistics on")
+
+
+def estimate_statistics(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    layers: list[_BatchNorm],
+    stop_after: nn.Module | None,
+    most_images: int | None = None,
+) -> int:
+    """Set the statistics of BatchNorm layers to those of the training images under the present weights.
+
+    One pass with cumulative averages, as ``torch.optim.swa_utils.update_bn`` does, over batches in random order: in
+    that of a folder each holds one class, and its variance is too small. Batches go through ``training_step``, in which
+    logging does nothing. Global RNG states are left as they were; the layers end in eval mode.
+
+    Args:
+        trainer: In a fit.
+        pl_module: In the mode in which it trains.
+        layers: Of the module, or of a part of it.
+        stop_after: A part of the module that holds all the layers: the step ends with its forward pass, before any
+            loss or metric is computed and any label used. None runs the whole step.
+        most_images: Images after which to stop, on each process; all of them by default.
+
+    Returns:
+        Number of batches; without one the statistics are those of a new layer.
+    """
+    batches = images = 0
     with ExitStack() as stack:
         stack.enter_context(isolate_rng())
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_cumulative(layers))
         stack.enter_context(_silent(pl_module))
-        stack.enter_context(_stop_after(frozen.module))
+        if stop_after is not None:
+            stack.enter_context(_stop_after(stop_after))
         for index, batch in enumerate(_batches(trainer)):
             batches += _forward(trainer, pl_module, layers, batch, index)
-    if not batches:
-        raise UserError("bn='recalibrate' found no batch of training images to estimate the statistics on")
+            images += batch_images(batch)
+            if most_images is not None and images >= most_images:
+                break
     _average_over_ranks(trainer, layers)
+    return batches
 
 
 class _ForwardDone(Exception):
@@ -118,7 +147,7 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 def _batches(trainer: pl.Trainer) -> Iterable[Any]:
     """Yield the training batches without touching the iterators and samplers of the fit."""
     combined = CombinedLoader(trainer.train_dataloader, "max_size_cycle")
-    combined.flattened = [_unshuffled(loader, trainer) for loader in combined.flattened]
+    combined.flattened = [_shuffled(loader, trainer) for loader in combined.flattened]
     limit = trainer.num_training_batches
     for batch, index, _ in combined:
         if index >= limit:
@@ -126,14 +155,15 @@ def _batches(trainer: pl.Trainer) -> Iterable[Any]:
         yield batch
 
 
-def _unshuffled(loader: Any, trainer: pl.Trainer) -> Any:
+def _shuffled(loader: Any, trainer: pl.Trainer) -> Any:
+    """Return a loader of the same images in an order that is random, and always the same."""
     if not isinstance(loader, DataLoader):
         return copy.copy(loader)  # its place in the data is its own state
     if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
         return loader
-    sampler: DistributedSampler[Any] | None = None
+    sampler: Sampler[Any] = RandomSampler(loader.dataset, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     if trainer.world_size > 1:
-        sampler = DistributedSampler(loader.dataset, trainer.world_size, trainer.global_rank, shuffle=False)
+        sampler = DistributedSampler(loader.dataset, trainer.world_size, trainer.global_rank)
     return DataLoader(loader.dataset, loader.batch_size, sampler=sampler, collate_fn=loader.collate_fn)
 
 

@@ -14,13 +14,14 @@ class MetricHistory(Callback):
 
     Attributes:
         rows: A dict for each epoch with ``epoch`` (from 0), ``seconds`` since the fit began (validation included),
-            and every metric logged up to the epoch's end.
+            and every metric of the epoch: those of the validation (``val/...``) only where one was run.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self._start = 0.0
         self._earlier = 0.0
+        self._validated = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows, so that a resumed fit goes on with them."""
@@ -35,9 +36,19 @@ class MetricHistory(Callback):
         """Start the clock; in a resumed fit where it stood."""
         self._start = time.perf_counter() - self._earlier
         self._earlier = 0.0
+        self._validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that the metrics of the validation are of this epoch."""
+        self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the epoch's metrics; validation has run by now."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self._validated or not name.startswith("val/")
+        }
+        self._validated = False
         seconds = time.perf_counter() - self._start
         self.rows.append({"epoch": trainer.current_epoch, "seconds": round(seconds, 4), **metrics})

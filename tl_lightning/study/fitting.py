@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from tl_lightning.callbacks import EfficiencyMonitor, FreezeAudit, MetricHistory, StepSeed
+from tl_lightning.callbacks import EfficiencyMonitor, FreezeAudit, MetricHistory, PreciseBatchNorm, StepSeed
 from tl_lightning.errors import UserError
 from tl_lightning.study.checkpoints import ResumeCheckpoint
 from tl_lightning.study.design import Trial
@@ -113,7 +113,14 @@ def fit_grid(
     candidates = []
     for lr in rates:
         module = build(lr)
-        every = [StepSeed(trial.seed), *callbacks(), FreezeAudit(), EfficiencyMonitor(), MetricHistory()]
+        every = [
+            StepSeed(trial.seed),
+            *callbacks(),
+            FreezeAudit(),
+            EfficiencyMonitor(),
+            PreciseBatchNorm(),
+            MetricHistory(),
+        ]
         folder = trial.folder / f"{phase}lr={lr:g}"
         candidates.append(_fit(module, data(module) if data else images, every, devices, epochs, folder, settings))
     return Fits(candidates, select(candidates, metric), images, metric, devices, epochs)
@@ -141,6 +148,7 @@ def evaluate_selected(
         inspect: Called with the selected module and ``fits.images`` before the test; what it returns joins the record.
     """
     best, images = fits.best, fits.images
+    counts = images.label_counts("val")
     inspected = dict(inspect(best.module, images)) if inspect else {}
     found = _test(best, best.datamodule, images)
     values = {**best.validation, **found}
@@ -154,6 +162,7 @@ def evaluate_selected(
     return {
         "epochs": fits.epochs,
         "train_images": len(images.train_set),
+        "one_answer_accuracy": float(counts.max() / counts.sum()) if fits.metric == "val/accuracy" else None,
         "learning_rate": best.lr,
         "learning_rate_at_edge": len(rates) > 2 and best.lr in (rates[0], rates[-1]),
         "learning_rates_tried": len(rates),
