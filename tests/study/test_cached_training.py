@@ -12,7 +12,7 @@ from tl_lightning.study import Arm, Trial, training
 
 SETTINGS = study.Settings(
     gpus=0, backbone="efficientnet_lite0", weights="IMAGENET1K_V1", data="digits", image_size=48, samples_per_class=5,
-    max_val_samples=40, max_test_samples=60, epochs=2, batch_size=10, learning_rates=[0.0001, 0.0003],
+    max_val_samples=40, max_test_samples=60, epochs=2, batch_size=10, learning_rates=[0.00001, 0.00003],
 )  # fmt: skip
 
 

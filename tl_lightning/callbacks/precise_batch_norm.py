@@ -8,6 +8,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torchvision.ops import StochasticDepth
 
 from tl_lightning.callbacks.bn_recalibration import estimate_statistics
 from tl_lightning.errors import UserError
@@ -22,8 +24,8 @@ class PreciseBatchNorm(Callback):
     validation images (``tests/callbacks/test_precise_batch_norm.py`` repeats it). Wu & Johnson 2021, "Rethinking
     'Batch' in BatchNorm", section 3 (precise BN).
 
-    Only layers that train are estimated: what is frozen, in eval mode, stays as it is. Training itself is not changed,
-    since layers that train normalise by the batch.
+    Only layers that train are estimated, with dropout off, as in an evaluation: what is frozen stays as it is. Training
+    itself is not changed, since layers that train normalise by the batch.
 
     Args:
         images: Training images of each estimate, on each process.
@@ -81,7 +83,7 @@ class PreciseBatchNorm(Callback):
         stop_after = self._holder(pl_module) if all(id(layer) in held for layer in layers) else None
         present = [(module, module.training) for module in pl_module.modules()]
         try:
-            _set_modes(self._modes)
+            _set_modes([(module, mode and not _drops(module)) for module, mode in self._modes])
             estimate_statistics(trainer, pl_module, layers, stop_after, self.images)
         finally:
             _set_modes(present)
@@ -94,6 +96,11 @@ class PreciseBatchNorm(Callback):
                 f"{type(pl_module).__name__} has no submodule {self.attribute!r}: PreciseBatchNorm(attribute=...) "
                 "names the one that holds its BatchNorm layers"
             ) from error
+
+
+def _drops(module: nn.Module) -> bool:
+    """Return whether a layer leaves something out at random, which an evaluation does not."""
+    return isinstance(module, _DropoutNd | StochasticDepth) or "drop" in type(module).__name__.lower()
 
 
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
