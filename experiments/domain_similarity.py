@@ -58,6 +58,7 @@ Sources: Yosinski et al. 2014, "How transferable are features in deep neural net
 SCRATCH, TUNED, PROBE = "scratch", "fine-tuned", "linear probe"
 METHODS = (SCRATCH, PROBE, TUNED)
 GAINS = {TUNED: "gain of fine-tuning", PROBE: "gain of the linear probe"}
+UNLEARNT = 0.01  # above chance
 PROBE_STEPS = 5  # times the optimizer steps of the others: a probe trains on cached features, nearly for nothing
 
 
@@ -187,11 +188,18 @@ def report(report: study.Report) -> None:
 
 def _gains(report: study.Report, trials: pd.DataFrame, points: pd.DataFrame) -> None:
     worth = points[points[f"{TUNED} low"] > 0]
+    between = {m: f"between {100 * points[m].min():.0f} and {100 * points[m].max():.0f}" for m in GAINS}
     report.conclude(
         f"Fine-tuning gains over training from random weights on {len(worth)} of {len(points)} targets (interval above "
-        f"0), between {100 * points[TUNED].min():.0f} and {100 * points[TUNED].max():.0f} points above chance; the "
-        f"linear probe between {100 * points[PROBE].min():.0f} and {100 * points[PROBE].max():.0f}."
+        f"0); over all of them its gains lie {between[TUNED]} points above chance, those of the linear probe "
+        f"{between[PROBE]}."
     )
+    flat = trials[trials["method"] == SCRATCH].groupby("target")[METRIC].mean() <= UNLEARNT
+    if flat.any():
+        report.conclude(
+            f"From random weights nothing is learnt that the test shows on {flat.sum()} of {len(flat)} targets: the "
+            "gain there is the accuracy above chance of the transferred network."
+        )
     report.section("Gain by target", "Test accuracy; gains in points above chance, 95 % intervals over seeds.")
     report.table(transfer_gains.gain_table(trials, points, METHODS, GAINS))
     report.text("What was measured on the training images of each target, the mean over the seeds:")
@@ -250,8 +258,10 @@ def _near_and_far(report: study.Report, trials: pd.DataFrame, probe: dict[Any, f
     shown = {column: name for column, name in columns.items() if column in trials}
     means = trials.groupby(["to", "source"], sort=False)[list(shown)[1:]].mean().rename(columns=shown)
     for method in (PROBE, TUNED):
-        means[method] = trials[trials["method"] == method].groupby(["to", "source"], sort=False)[METRIC].mean()
+        above = trials[trials["method"] == method].groupby(["to", "source"], sort=False)[METRIC].mean()
+        means[f"{method} (points above chance)"] = (100 * above).round(1)
     report.table(means.reset_index())
+    report.text("Distances are measured with each source's own network, so that those of two sources share no scale.")
     near, fine = (study.statistics.mean_interval(list(gaps.values())).scaled(100) for gaps in (probe, tuned))
     report.conclude(
         f"Near minus far sources: {near.format(1)} points above chance for the linear probe, {fine.format(1)} for "

@@ -153,6 +153,8 @@ def look_into(look: study.explanations.Look, module: object) -> dict[str, object
 def report(report: study.Report) -> None:
     """Panels, representations, sanity check, faithfulness, features; the criteria."""
     sections = study.explanations_report
+    report.section("What was trained")
+    report.table(study.arm_table(report.results, report.arms))
     sections.panels(report, FINE)
     sections.stages(report, FINE, SCRATCH)
     sections.sanity(report, FINE)

@@ -21,7 +21,7 @@ from tl_lightning import study
 from tl_lightning.errors import UserError
 from tl_lightning.study import Arm, Trial
 from tl_lightning.study.data_multiplier import Multiplier
-from tl_lightning.study.statistics import Interval
+from tl_lightning.study.intervals import NOT_MEASURED, Interval
 
 BACKGROUND = """
 **Transfer learning** begins with the weights that a network learnt on a *source* task and goes on with them on a
@@ -268,7 +268,10 @@ def _own(report: study.Report, results: pd.DataFrame) -> None:
     report.conclude(f"Own network, {n} target images a class, points of test accuracy: {told}.")
     unfinished = results.loc[results["source_reached_plateau"] == False, "arm"].unique()  # noqa: E712
     if len(unfinished):
-        report.conclude(f"**Source not trained to a plateau** in at least one seed for: {', '.join(unfinished)}.")
+        report.conclude(
+            f"**Source not trained to a plateau** in at least one seed for: "
+            f"{'; '.join(f'*{arm}*' for arm in unfinished)}."
+        )
     report.table(study.arm_table(results, report.arms))
 
 
@@ -284,7 +287,8 @@ def _criteria(report: study.Report, multipliers: dict[int, Multiplier], few: int
         "the same training on the target images alone gains is told at the top."
     )
     bench = f"Published for text; judged here on {settings.data} with {settings.backbone}. Scratch has {LONGER}x steps."
-    worth, ratio = multipliers[few].interval, _fall(multipliers)
+    censored = multipliers[few].never and multipliers[few].always
+    worth, ratio = NOT_MEASURED if censored else multipliers[few].interval, _fall(multipliers)
     for finding, claim, source, published, rule, effect, unit, bound, direction, note in [
         ("1a", "transfer between classes of one set helps", "Yosinski et al. 2014", "+1.6 points with full data",
          f"{TRANSFER} - {OWN_SCRATCH} at {own_few} a class above 0", gain.scaled(100), "points", 0.0, "above",

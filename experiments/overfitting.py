@@ -22,6 +22,7 @@ import tl_lightning as tl
 from tl_lightning import study
 from tl_lightning.callbacks import L2SP, BatchAugmentation, BestEpoch, CleanTrainingMetrics
 from tl_lightning.study import Arm, Trial
+from tl_lightning.study.intervals import NOT_MEASURED
 from tl_lightning.study.statistics import Comparison, decide
 
 BACKGROUND = """
@@ -305,9 +306,10 @@ def _little_data(tuned: pd.DataFrame, few: int, many: int, data: str) -> list[st
             claim="L2-SP gains more on similar data than on dissimilar data",
             published="fails on dissimilar data",
             rule=f"gain of L2-SP on A (CIFAR-10) - on B (ELPV) at {few} a class at least 0",
-            effect=gains[L2_SP],
+            effect=NOT_MEASURED,
             verdict="not decided",
-            note=f"One run has one data set: shown is the gain on {data} ({here}); the gain on {there} is missing.",
+            note=f"One run has one data set: the gain on {data} ({here}) is {gains[L2_SP].format(1)} points, that on "
+            f"{there} is missing.",
             **shared,
         ),
     ]

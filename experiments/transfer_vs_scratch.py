@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import pandas as pd
-
 from tl_lightning import study
 from tl_lightning.errors import UserError
 from tl_lightning.study import Arm, Trial
@@ -47,7 +45,6 @@ FINE, SHORT, LONG, FINE_LONG = "fine-tuned", "scratch 1x", "scratch 5x", "fine-t
 METHODS = {FINE: ("pretrained", 1), SHORT: ("scratch", 1), LONG: ("scratch", LONGER), FINE_LONG: ("pretrained", LONGER)}
 CROSSED = (FINE, SHORT, LONG)  # at every size; fine-tuned 5x and noisy labels at one size alone
 NOISY = (FINE, LONG)
-LAG = 0.2  # of accuracy in training above that in validation, to be told
 PUBLISHED_SIZE = 50  # images a class at which the findings are judged where it is among the sizes, else the largest
 SEEN = ("data", "test_fingerprint", "transform_fingerprint", "learning_rates_tried")  # alike with and without noise
 
@@ -158,9 +155,6 @@ def report(report: study.Report) -> None:
     races = [study.race_sentence(curves, name(method, size), name(LONG, size)) for method in (FINE, FINE_LONG)]
     for sentence in (f"With 5x the steps for both the gap at {size} a class is {even.format(1)} points.", *races):
         report.conclude(sentence)
-    lagging = _lagging(results, size)
-    if lagging:
-        report.conclude(lagging)
     report.section(f"Over the images seen, {size} a class", " ".join(races))
     shown = [name(method, size) for method in METHODS]
     figure = study.plots.learning_curves(curves, arms=shown, x="images_seen")
@@ -177,19 +171,6 @@ def report(report: study.Report) -> None:
     told = ", ".join(f"{c.difference.scaled(100).format(1)} points for *{method}*" for method, c in drops.items())
     report.conclude(f"{100 * settings.label_noise:g} % wrong labels cost {told}.")
     _criteria(report, sizes)
-
-
-def _lagging(results: pd.DataFrame, size: int) -> str:
-    """Say whether the short scratch runs learnt more than evaluation shows; empty where they did not."""
-    short = results[results["arm"] == name(SHORT, size)]
-    train, held = short["train_accuracy"].mean(), short["val_accuracy"].mean()
-    if not train - held > LAG:
-        return ""
-    return (
-        f"*{SHORT}* at {size} a class ends with {100 * train:.0f} % training accuracy (in training mode) but "
-        f"{100 * held:.0f} % validation accuracy: either it overfits or, with so few steps, the running averages of "
-        "BatchNorm lag behind the weights. Read its gap as *too few steps*; the gaps to 5x tell of the features."
-    )
 
 
 def _criteria(report: study.Report, sizes: list[int]) -> None:

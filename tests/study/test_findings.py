@@ -73,7 +73,7 @@ def test_all_criteria_are_collected_in_the_order_of_findings(runs):
 def test_failed_ones_stay_in_with_what_is_known_of_the_reason(runs):
     write_findings(collect(runs), runs, {("9a", "two"): "The maps are 3 cells wide."})
     text = (runs / "findings.md").read_text()
-    assert "3 criteria, written before the runs: 1 holds, 1 fails, 1 not decided" in text
+    assert "3 criteria, written before the runs: holds: 1; fails: 1; not decided: 1" in text
     assert "**9a** (two, fails): it is not CIFAR The maps are 3 cells wide." in text
     assert "python experiments/s.py --sizes '[7]'" in text
     assert (runs / "findings.png").stat().st_size > 10_000

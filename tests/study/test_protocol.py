@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from tl_lightning import study
 from tl_lightning.errors import UserError
 from tl_lightning.study.design import Arm, Trial
+from tl_lightning.study.intervals import NOT_MEASURED, Interval
 from tl_lightning.study.plateau import reached_plateau
 from tl_lightning.study.protocol import SealedTestError
 from tl_lightning.study.report import Report
@@ -116,3 +118,26 @@ def test_overlap_of_source_and_target_is_a_banner(tmp_path):
         settings = replace(SETTINGS, data=data, weights=weights)
         text = Report(design, settings, tmp_path, [], frame(), ["a", "b"]).markdown()
         assert ("**Overlap**" in text) == shown
+
+
+def test_an_arm_at_the_share_of_the_most_frequent_class_is_named(tmp_path):
+    design = study.Study("s", "Does it?", "", arms=lambda _: [], run=lambda *_: {}, report=lambda _: None)
+    values = {"data": "elpv", "one_answer_accuracy": 0.69, "val_accuracy": [0.9, 0.8, 0.69, 0.70]}
+    text = Report(design, SETTINGS, tmp_path, [], frame(**values), ["a", "b"]).markdown()
+    assert "would be right for 69 % (elpv)" in text
+    assert "**No better than one answer for all** in validation: *b*." in text
+    better = Report(design, SETTINGS, tmp_path, [], frame(**{**values, "val_accuracy": 0.8}), ["a", "b"]).markdown()
+    assert "No better" not in better
+
+
+@pytest.mark.parametrize(
+    ("effect", "text"),
+    [
+        (Interval(4.2, 1.1, 7.3, 3), "+4.2 [+1.1, +7.3] points"),
+        (Interval(2.08, 0.0, math.inf, 3), "+2.08 [+0, no upper bound] points"),
+        (Interval(1.44, math.nan, math.nan, 1), "+1.44 points (no interval)"),
+        (NOT_MEASURED, "not measured"),
+    ],
+)
+def test_an_effect_is_told_in_words_where_it_has_no_number(effect, text):
+    assert effect.described("points") == text

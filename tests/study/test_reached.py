@@ -44,7 +44,7 @@ def test_a_race_is_against_the_best_of_the_same_seed(curves):
     found = race(curves, "fine", "slow").set_index("seed")
     assert found.loc[0, ["value", "images_seen", "reference_images_seen"]].tolist() == [0.7, 50, 150]
     assert pd.isna(found.loc[1, "images_seen"])
-    assert "in 1 of 2 seeds, after 50 images" in race_sentence(curves, "fine", "slow")
+    assert "in 1 of 2 seeds (70.0 % on average over these), after 50 images" in race_sentence(curves, "fine", "slow")
     assert race_sentence(curves[curves["seed"] == 1], "fine", "slow").startswith("In none of 1 seeds")
 
 

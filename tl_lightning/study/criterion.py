@@ -51,5 +51,5 @@ class Criterion:
         }
 
     def __str__(self) -> str:
-        effect = f"{self.effect.mean:+.3g} [{self.effect.low:+.3g}, {self.effect.high:+.3g}] {self.unit}"
+        effect = self.effect.described(self.unit)
         return f"{self.finding} {self.verdict}: {self.claim} ({effect}, n = {self.effect.n}; rule: {self.rule})"

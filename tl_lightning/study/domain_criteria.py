@@ -10,13 +10,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from tl_lightning.study.criterion import Criterion, Verdict
-from tl_lightning.study.intervals import Interval, mean_interval
+from tl_lightning.study.intervals import NOT_MEASURED, Interval, mean_interval
 from tl_lightning.study.statistics import decide, paired_difference, shared
 from tl_lightning.study.transfer_gains import complete, mean_correlation, rankable
 
 PUBLISHED = 0.884  # Deitsch et al. 2019 on ELPV
 MIN_TARGETS = 8
-NOTHING = Interval(float("nan"), float("nan"), float("nan"), 0)
 
 
 def scores_go_with_gain(points: pd.DataFrame, method: str, name: str) -> Criterion:
@@ -28,7 +27,7 @@ def scores_go_with_gain(points: pd.DataFrame, method: str, name: str) -> Criteri
         name: The gain in words.
     """
     known = rankable(points, [method]) and any(score.predicts for score in complete(points))
-    effect = mean_correlation(points, method) if known else NOTHING
+    effect = mean_correlation(points, method) if known else NOT_MEASURED
     enough = effect.n >= MIN_TARGETS
     return Criterion(
         finding="5c",
@@ -54,8 +53,8 @@ def near_beats_far(
         domains: The two domains in words.
     """
     first, second = shared(probe, tuned)
-    near = mean_interval(list(first.values())) if first else NOTHING
-    larger = paired_difference(first, second).difference if first else NOTHING
+    near = mean_interval(list(first.values())) if first else NOT_MEASURED
+    larger = paired_difference(first, second).difference if first else NOT_MEASURED
     note = f"Domains: {'; '.join(domains) or 'none'}. Yosinski et al. split ImageNet into natural and man-made classes."
     return [
         Criterion(
@@ -78,7 +77,7 @@ def near_beats_far(
 
 def gain_shrinks(trend: Interval | None, target: str, sizes: Sequence[int]) -> Criterion:
     """5b: the gain shrinks with the number of training images, given its change for ten times as many."""
-    effect = trend or NOTHING
+    effect = trend or NOT_MEASURED
     return Criterion(
         finding="5b",
         claim="far from the source the gain of fine-tuning shrinks with the number of images",
@@ -96,7 +95,7 @@ def gain_shrinks(trend: Interval | None, target: str, sizes: Sequence[int]) -> C
 def published_accuracy(accuracies: npt.ArrayLike) -> Criterion:
     """5b: fine-tuning reaches the published accuracy on ELPV, given its accuracies by seed; none where not run."""
     found = np.asarray(accuracies, dtype=float)
-    effect = mean_interval(found) if len(found) else NOTHING
+    effect = mean_interval(found) if len(found) else NOT_MEASURED
     reached = effect.high >= PUBLISHED
     return Criterion(
         finding="5b",

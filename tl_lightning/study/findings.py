@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from tl_lightning.errors import UserError
 from tl_lightning.study.atomic import write_text
+from tl_lightning.study.intervals import Interval
 from tl_lightning.study.plots.style import HIGHER, LOWER, UNDECIDED, dress, new_figure, wrap
 from tl_lightning.study.report import markdown_table
 
@@ -86,7 +87,7 @@ def write_findings(criteria: pd.DataFrame, out: Path, why: Mapping[tuple[str, st
         out: Folder to write to.
         why: What is known of the reasons, by finding and run; shown for criteria that do not hold.
     """
-    counts = ", ".join(f"{int((criteria['verdict'] == verdict).sum())} {verdict}" for verdict in VERDICTS)
+    counts = "; ".join(f"{verdict}: {int((criteria['verdict'] == verdict).sum())}" for verdict in VERDICTS)
     parts = [
         "# Published findings, and what the runs here say of them",
         f"{len(criteria)} criteria, written before the runs: {counts}. *Not decided* means that the interval holds the "
@@ -117,10 +118,7 @@ def _rows(criteria: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _effect(c: Mapping[str, Any]) -> str:
-    if not np.isfinite(c["effect"]):
-        return "not measured"
-    interval = f" [{c['low']:+.3g}, {c['high']:+.3g}]" if np.isfinite(c["low"]) else ""
-    return f"{c['effect']:+.3g}{interval} {c['unit']}"
+    return Interval(c["effect"], c["low"], c["high"], c["n"]).described(c["unit"])
 
 
 def _has_remark(c: Mapping[str, Any], why: Mapping[tuple[str, str], str]) -> bool:
@@ -139,7 +137,7 @@ def _panel(axes: Axes, unit: str, group: pd.DataFrame) -> None:
     rows = _rows(group)
     for place, c in zip(places, rows, strict=True):
         colour, marker = VERDICTS[c["verdict"]]
-        if np.isfinite(c["low"]):
+        if np.isfinite(c["low"]) and np.isfinite(c["high"]):
             axes.plot([c["low"], c["high"]], [place, place], color=colour, linewidth=1.8, zorder=2)
         axes.plot(c["effect"], place, marker=marker, color=colour, markersize=7, linestyle="none", zorder=3)
         if np.isfinite(c["published_effect"]):

@@ -34,12 +34,25 @@ class Interval:
         """Return the interval in another unit, for example times 100 in percentage points (`factor` above 0)."""
         return Interval(self.mean * factor, self.low * factor, self.high * factor, self.n)
 
+    def described(self, unit: str) -> str:
+        """Return text such as ``+4.2 [+1.1, +7.3] points``, in words where something was not measured or has no end."""
+        if np.isnan(self.mean):
+            return "not measured"
+        if np.isnan(self.low) or np.isnan(self.high):
+            return f"{self.mean:+.3g} {unit} (no interval)"
+        low = f"{self.low:+.3g}" if np.isfinite(self.low) else "no lower bound"
+        high = f"{self.high:+.3g}" if np.isfinite(self.high) else "no upper bound"
+        return f"{self.mean:+.3g} [{low}, {high}] {unit}"
+
     def format(self, digits: int = 3) -> str:
         """Return text such as ``0.871 [0.852, 0.890] (n = 5)``; without bounds the label is ``anecdotal``."""
         if np.isnan(self.low) or np.isnan(self.high):
             return f"{self.mean:.{digits}f} (n = {self.n}, anecdotal)"
         label = ", anecdotal" if self.anecdotal else ""
         return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}] (n = {self.n}{label})"
+
+
+NOT_MEASURED = Interval(np.nan, np.nan, np.nan, 0)
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:

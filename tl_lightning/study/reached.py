@@ -75,9 +75,10 @@ def race_sentence(curves: pd.DataFrame, arm: str, reference: str, metric: str = 
     passed = found.dropna(subset=["images_seen"])
     if passed.empty:
         return f"In none of {len(found)} seeds does *{arm}* reach the best validation accuracy of *{reference}*."
+    own, other = (f"{passed[f'{who}images_seen'].mean():.0f} images" for who in ("", "reference_"))
+    times = [f"{passed[f'{who}seconds'].mean():.1f} s" for who in ("", "reference_")]
     return (
-        f"*{arm}* reaches the best validation accuracy of *{reference}* ({100 * passed['value'].mean():.1f} % on "
-        f"average) in {len(passed)} of {len(found)} seeds, after {passed['images_seen'].mean():.0f} images and "
-        f"{passed['seconds'].mean():.1f} s where that needs {passed['reference_images_seen'].mean():.0f} images and "
-        f"{passed['reference_seconds'].mean():.1f} s."
+        f"*{arm}* reaches the best validation accuracy of *{reference}* in {len(passed)} of {len(found)} seeds "
+        f"({100 * passed['value'].mean():.1f} % on average over these), after {own} and {times[0]} (validation "
+        f"included) where that needs {other} and {times[1]}."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from tl_lightning.study.command_line import command_line
 from tl_lightning.study.criterion import Criterion
 from tl_lightning.study.design import Study
 from tl_lightning.study.settings import Settings
+
+NEAR_ONE_ANSWER = 0.01  # above the share of the most frequent class
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class Report:
         parts += self._body
         if self.criteria:
             parts += ["## Against the literature", self._criteria_table()]
-            parts += [f"**{c.finding}**: {c.note}" for c in self.criteria if c.note]
+            notes = dict.fromkeys((c.finding, c.note) for c in self.criteria if c.note)
+            parts += [f"**{finding}**: {note}" for finding, note in notes]
         parts += ["## Setup", self._setup()]
         if len(self.failed):
             columns = ["arm", "seed", "error"]
@@ -119,7 +123,13 @@ class Report:
 
     def _warnings(self) -> list[str]:
         """Say what a reader must know before believing the numbers."""
-        return [*self._overlap(), *self._at_the_edge(), *self._without_plateau()]
+        return [
+            *self._overlap(),
+            *self._one_answer(),
+            *self._no_better_than_one_answer(),
+            *self._at_the_edge(),
+            *self._without_plateau(),
+        ]
 
     def _overlap(self) -> list[str]:
         card = DATASETS.get(self.settings.data)
@@ -127,11 +137,30 @@ class Report:
             return []
         return [f"**Overlap** of {card.name} with ImageNet, if that is the source: {card.imagenet_overlap}."]
 
+    def _one_answer(self) -> list[str]:
+        """Say what an accuracy has to be compared with."""
+        if "one_answer_accuracy" not in self.results:
+            return []
+        shares = self.results.dropna(subset=["one_answer_accuracy"]).groupby("data", sort=False)["one_answer_accuracy"]
+        told = ", ".join(f"{100 * share:.0f} % ({data})" for data, share in shares.mean().items())
+        return [f"One answer for all validation images, their most frequent class, would be right for {told}."]
+
+    def _no_better_than_one_answer(self) -> list[str]:
+        """Name the arms that learnt nothing which an evaluation shows."""
+        if not {"one_answer_accuracy", "val_accuracy"} <= set(self.results.columns):
+            return []
+        means = self.results.groupby("arm", sort=False)[["val_accuracy", "one_answer_accuracy"]].mean().dropna()
+        arms = means.index[means["val_accuracy"] <= means["one_answer_accuracy"] + NEAR_ONE_ANSWER]
+        if not len(arms):
+            return []
+        return [f"**No better than one answer for all** in validation: {_named(arms)}. What such an arm loses or gains "
+                "says little."]  # fmt: skip
+
     def _at_the_edge(self) -> list[str]:
         if "learning_rate_at_edge" not in self.results or not self.results["learning_rate_at_edge"].any():
             return []
         arms = self.results.groupby("arm", sort=False)["learning_rate_at_edge"].sum()
-        named = ", ".join(f"{arm} ({count} of its seeds)" for arm, count in arms.items() if count)
+        named = "; ".join(f"*{arm}* ({count} of its seeds)" for arm, count in arms.items() if count)
         return [
             f"**Edge of the grid**: the best learning rate lay at the edge for {named}: a wider grid may change it."
         ]
@@ -141,16 +170,17 @@ class Report:
         if not {"weights", "reached_plateau"} <= set(self.results.columns):
             return []
         scratch = self.results[(self.results["weights"] == "none") & (self.results["reached_plateau"] == False)]  # noqa: E712
-        named = ", ".join(dict.fromkeys(scratch["arm"]))
+        named = _named(dict.fromkeys(scratch["arm"]))
         return [f"**Undertrained**: from random weights and still improving at the end: {named}."] if named else []
 
     def _criteria_table(self) -> str:
         rows = [
             {
                 "finding": c.finding,
+                "claim": c.claim,
                 "published": f"{c.published} ({c.source})",
                 "criterion": c.rule,
-                "here": f"{c.effect.mean:+.3g} [{c.effect.low:+.3g}, {c.effect.high:+.3g}] {c.unit}",
+                "here": c.effect.described(c.unit),
                 "n": c.effect.n,
                 "verdict": f"**{c.verdict}**",
             }
@@ -162,11 +192,29 @@ class Report:
         settings = {**self.settings.configuration(), "seeds": self.settings.seed_list()}
         lines = [f"- command: `{command_line(self.study, self.settings)}`"]
         lines += [f"- {key}: {value}" for key, value in settings.items() if value is not None]
-        for column in ("device", "precision", "versions", "git_commit", "test_fingerprint", "skipped_images"):
+        for column in (
+            "device",
+            "precision",
+            "versions",
+            "git_commit",
+            "git_dirty",
+            "test_fingerprint",
+            "skipped_images",
+        ):
             if column in self.results and len(self.results):
-                values = sorted({str(value) for value in self.results[column]})
+                values = sorted({_plain(value) for value in self.results[column].dropna()})
                 lines.append(f"- {column}: {', '.join(values)}")
         return "\n".join(lines)
+
+
+def _named(arms: Iterable[Any]) -> str:
+    """Return the names of arms, which may hold commas."""
+    return "; ".join(f"*{arm}*" for arm in arms)
+
+
+def _plain(value: Any) -> str:
+    """Return a number that pandas has made a float beside missing ones as it was."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def markdown_table(frame: pd.DataFrame) -> str:

@@ -16,6 +16,7 @@ from tl_lightning.study.criterion import Criterion
 from tl_lightning.study.design import Trial
 from tl_lightning.study.devices import resolve_devices
 from tl_lightning.study.inference_cost import inference_cost
+from tl_lightning.study.paired_gains import gain_interval
 from tl_lightning.study.report import Report
 from tl_lightning.study.settings import Settings
 from tl_lightning.study.statistics import decide, mean_interval, paired_ratio, shared
@@ -81,10 +82,15 @@ def conclude(report: Report, speed_ups: Mapping[str, SpeedUp], reference: str, l
     never = {arm: up for arm, up in ups.items() if up.censored}
     later = {arm: up for arm, up in ups.items() if not up.censored and up.interval.high < 1}
     untold = [arm for arm in ups if arm not in {**sooner, **never, **later}]
+
+    def cost(arm: str) -> str:
+        gain = gain_interval(report.results, (arm, reference), "test_accuracy").scaled(100)
+        return f", at {gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}] points of test accuracy" if gain.n else ""
+
     ranked = sorted(sooner, key=lambda arm: -sooner[arm].interval.mean)
     report.conclude(
         f"Sooner at the target than {reference} (95 % intervals, not corrected for the number of arms): "
-        + (", ".join(f"*{arm}* {sooner[arm].format()} times" for arm in ranked) or "no arm is shown to be")
+        + ("; ".join(f"*{arm}* {sooner[arm].format()} times{cost(arm)}" for arm in ranked) or "no arm is shown to be")
         + "."
     )
     if later:
@@ -93,7 +99,7 @@ def conclude(report: Report, speed_ups: Mapping[str, SpeedUp], reference: str, l
         named = ", ".join(f"*{arm}* (in {up.censored} of {up.interval.n} seeds)" for arm, up in never.items())
         report.conclude(f"Not at the target by the end of the training: {named}.")
     if untold:
-        report.conclude(f"Not told apart from {reference} by these seeds: {', '.join(untold)}.")
+        report.conclude(f"Not told apart from {reference} by these seeds: {'; '.join(f'*{arm}*' for arm in untold)}.")
 
 
 def target_text(targets: Mapping[Any, float], margin: float, reference: str) -> str:

@@ -12,8 +12,9 @@ from tl_lightning.study.statistics import Comparison
 
 HOW_TO_READ_DIFFERENCES = (
     "Paired differences over the seeds with their t-based 95 % interval; p-values are corrected for the number of "
-    "arms (Holm 1979). *No difference shown* means that these seeds cannot tell the arms apart, not that they are "
-    "equal."
+    "arms (Holm 1979). An interval stands for one comparison, the verdict for all of them: an interval may leave out 0 "
+    "where the verdict is *no difference shown*, which means that these seeds cannot tell the arms apart, not that "
+    "they are equal."
 )
 
 # Column of the results, heading, factor, digits.
