@@ -111,8 +111,9 @@ class TransferModule(TaskModule):
         main = logits[0] if isinstance(logits, tuple) else logits
         accuracy = (main.detach().argmax(1) == batch["label"]).float().mean()
         size = len(batch["label"])
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
-        self.log("train/accuracy", accuracy, on_step=False, on_epoch=True, batch_size=size)
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
+        self.log("train/loss", loss.detach(), prog_bar=True, **options)
+        self.log("train/accuracy", accuracy, **options)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -133,7 +134,8 @@ class TransferModule(TaskModule):
         self._part_metrics(part).update(logits.softmax(1), label)
         self.confusion_metric.update(logits, label)
         loss = F.cross_entropy(logits, label)
-        self.log(f"{part}/loss", loss, on_epoch=True, prog_bar=part == "val", batch_size=len(label))
+        shown = part == "val"
+        self.log(f"{part}/loss", loss, on_epoch=True, prog_bar=shown, batch_size=len(label), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""

@@ -80,7 +80,7 @@ class DetectionModule(DenseModule):
         image = self.image_of(batch)
         terms = self(image, [_without_crowds(target) for target in self._targets(batch)])
         loss = torch.stack([term.float() for term in terms.values()]).sum()
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(image)}
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(image), "sync_dist": True}
         self.log("train/loss", loss.detach(), prog_bar=True, **options)
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, **options)
         return loss

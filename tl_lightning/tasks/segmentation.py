@@ -114,7 +114,7 @@ class SegmentationModule(DenseModule):
         loss = self.loss(logits, mask)
         known = mask != VOID
         accuracy = (logits.detach().argmax(1) == mask).sum() / known.sum().clamp(min=1)
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(mask)}
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(mask), "sync_dist": True}
         self.log("train/loss", loss.detach(), prog_bar=True, **options)
         self.log("train/pixel_accuracy", accuracy, **options)
         return loss
@@ -136,7 +136,8 @@ class SegmentationModule(DenseModule):
         logits = self(self.image_of(batch))
         self.metrics[part].update(logits.argmax(1), mask)  # type: ignore[operator]
         loss = self.loss(logits, mask)
-        self.log(f"{part}/loss", loss, on_epoch=True, prog_bar=part == "val", batch_size=len(mask))
+        shown = part == "val"
+        self.log(f"{part}/loss", loss, on_epoch=True, prog_bar=shown, batch_size=len(mask), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
