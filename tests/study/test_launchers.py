@@ -42,7 +42,7 @@ from tl_lightning.study import Arm
 
 
 def run(trial, settings):
-    time.sleep(0.7)
+    time.sleep(2)
     sample = np.random.default_rng(trial.seed).normal(trial.arm.factors["depth"], 1, 100)
     return {"test_accuracy": float(sample.mean()), "val_accuracy": 0.5}
 
@@ -82,6 +82,7 @@ def test_a_node_that_is_killed_costs_no_trial(cluster, tmp_path):
     assert Running(*arguments, tmp_path / "serial", script=script).wait() == 0
     study = on_ray(cluster, *arguments, tmp_path / "ray", script=script)
     assert study.wait_for(r"\[2/20\]", seconds=400), study.stderr
+    time.sleep(0.7)  # into the next trials, which take two seconds
     cluster.remove_node(cluster.second, allow_graceful=False)
     assert study.wait() == 0, study.stderr
     assert "died" in study.stderr
