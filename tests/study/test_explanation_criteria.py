@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tl_lightning.analysis import pointing_grids
 from tl_lightning.study import Report, Settings, Study
 from tl_lightning.study.explanation_criteria import criteria, interval_of
+from tl_lightning.study.explanations_report import _sanity_maps
 
 FINE, SCRATCH = "fine-tuned", "from scratch"
 
@@ -69,3 +71,26 @@ def test_an_interval_leaves_out_seeds_that_were_not_measured():
     assert interval_of(frame, FINE, "pointing_share").n == 2
     assert interval_of(frame, FINE, "pointing_share").mean == pytest.approx(0.6)
     assert interval_of(frame, SCRATCH, "pointing_share").n == 0
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_names_of_methods_stand_above_maps_and_no_cell_is_empty(guided):
+    arrays = {"images": np.zeros((2, 3, 8, 8), np.float32), "grad_cam": np.ones((2, 2, 8, 8), np.float32)}
+    arrays |= {"guided": np.ones((2, 2, 8, 8), np.float32)} if guided else {}
+    axes = _sanity_maps(arrays, ["head"]).axes
+    width = len(axes) // 3
+    assert width == (4 if guided else 2)
+    assert all(place.images for place in axes)
+    assert {place.get_title() for place in axes[:width]} == {""}
+    names = ["Grad-CAM"] * 2 + ["guided backprop."] * (2 if guided else 0)
+    assert [place.get_title() for place in axes[width : 2 * width]] == names
+
+
+def test_a_grid_holds_an_image_twice_only_where_its_class_has_too_few():
+    labels = np.repeat([0, 1], [3, 3])
+    images = np.zeros((6, 3, 4, 4), np.float32)
+    members = pointing_grids(images, labels, 40).members
+    assert all(len(set(row)) == 4 for row in members.tolist())
+    assert set(members.ravel()) == set(range(6))
+    few = pointing_grids(images[2:], labels[2:], 8).members  # one image of class 0 is to fill three cells
+    assert any(len(set(row)) == 2 for row in few.tolist())

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PathCollection
+from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from tl_lightning.errors import UserError
+from tl_lightning.study.intervals import Interval
 from tl_lightning.study.plots import (
     accuracy_against_factor,
     cost_bars,
@@ -21,7 +23,9 @@ from tl_lightning.study.plots import (
     paired_differences,
     pareto,
     pareto_front,
+    target_times,
 )
+from tl_lightning.study.plots.style import axis_text, never_negative, scaled, wrap_at_commas
 from tl_lightning.study.statistics import mean_interval, paired_difference
 
 ARMS = [
@@ -284,3 +288,141 @@ def test_gains_by_number_show_zero():
     assert figure.axes[0].containers[0].lines[0].get_ydata() == pytest.approx(
         [100 * c.difference.mean for c in gains.values()]
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        ("test_map_50", "Test mAP 50"),
+        ("share of the map in the right cell", "Share of the map in the right cell"),
+        ("test_ece", "Test calibration error (points)"),
+        ("val_knn_accuracy", "Validation accuracy of 5 nearest neighbours (%)"),
+        ("train/clean_accuracy", "Accuracy on clean training images (%)"),
+        ("val/loss", "Validation loss"),
+    ],
+)
+def test_names_become_words_and_sentences_stay_as_they_are(metric, text):
+    assert axis_text(metric) == text
+    assert scaled(0.1, metric) == pytest.approx(10 if text.endswith(")") else 0.1)
+
+
+def test_what_has_no_negative_values_is_told_by_its_words():
+    assert all(map(never_negative, ("val/loss", "test_ece", "linear CKA", "test_map")))
+    assert not any(map(never_negative, ("rank correlation", "training - validation gap (points)", "gap")))
+
+
+def heads(axes):
+    """Return the places of the arrow heads."""
+    return [tuple(float(x[0]) for x in line.get_data()) for line in axes.lines if line.get_gid() == "cut end"]
+
+
+def wide(seeds):
+    """Return two arms whose intervals are far wider than the spread of their means."""
+    rows = [("a", 0.50), ("a", 0.53), ("a", 0.56), ("b", 0.53), ("b", 0.53), ("b", 0.53)]
+    kept = [(arm, place % 3, value) for place, (arm, value) in enumerate(rows) if place % 3 < seeds]
+    frame = pd.DataFrame(kept, columns=["arm", "seed", "test_accuracy"])
+    return frame.assign(status="ok", train_seconds=frame["test_accuracy"], images=10)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_intervals_of_three_seeds_are_shown_whole_and_cut_ends_of_two_have_arrow_heads(seeds):
+    results = wide(seeds)
+    values = [rows["test_accuracy"].to_numpy() for _, rows in results.groupby("arm")]
+    comparison = paired_difference(*values)
+    figures = [
+        (paired_differences({"a - b": comparison}), 0),
+        (gains_against_number({"gain": {10: comparison}}, number_text="n", gain_text="gain"), 1),
+        (metric_against_number(results, "images"), 1),
+        (accuracy_against_factor(results), 1),
+    ]
+    if seeds == 3:
+        figures.append((cost_bars(results, costs=["train_seconds"]), 0))
+    for figure, side in figures:
+        axes = figure.axes[0]
+        limits = (axes.get_xlim(), axes.get_ylim())[side]
+        assert ("arrow" in axes.get_title(loc="left")) == (len(heads(axes)) > 0)
+        if seeds == 3:
+            assert heads(axes) == []
+            drawn = [found for found in axes.containers if isinstance(found, ErrorbarContainer)]
+            ends = [s[:, side] for found in drawn for bar in found.lines[2] for s in bar.get_segments()]
+            assert np.ptp(ends, axis=1).max() > 0.05
+            assert all(limits[0] <= min(end) <= max(end) <= limits[1] for end in ends)
+        else:
+            assert all(place[side] in limits for place in heads(axes))
+            assert len(heads(axes)) >= 1
+
+
+def test_an_interval_beyond_what_can_be_is_cut_with_an_arrow_head():
+    results = wide(3)
+    results["test_ece"] = [0.0, 0.2, 0.0, 0.1, 0.1, 0.1]
+    axes = accuracy_against_factor(results, metric="test_ece").axes[0]
+    assert axes.get_ylim()[0] == 0
+    assert heads(axes) == [(0, 0)]
+
+
+def test_numbers_of_costs_stand_outside_the_panels():
+    figure = cost_bars(trials(3))
+    FigureCanvasAgg(figure).draw()
+    for panel in figure.axes:
+        frame = panel.get_window_extent()
+        assert panel.texts
+        assert all(text.get_window_extent().x0 > frame.x1 for text in panel.texts)
+
+
+def test_the_front_is_ringed_even_where_it_is_one_point():
+    results = wide(3).assign(train_seconds=1.0)
+    figure = pareto(pd.concat([results[results["arm"] == "a"], results[results["arm"] == "b"].assign(train_seconds=2)]))
+    axes = figure.axes[0]
+    rings = [c.get_offsets() for c in axes.collections if isinstance(c, PathCollection) and not len(c.get_facecolor())]
+    assert [ring.tolist() for ring in rings] == [[[1.0, pytest.approx(53)]]]
+    assert "ringed" in axes.get_title(loc="left")
+
+
+@pytest.mark.parametrize(
+    "draw", [accuracy_against_factor, pareto, lambda r, **k: metric_against_number(r, "images", **k)]
+)
+def test_chance_is_a_dotted_line_with_its_name(draw):
+    without, axes = draw(wide(3)).axes[0], draw(wide(3), chance=0.3).axes[0]
+    level = [line for line in axes.lines if line.get_linestyle() == ":" and set(line.get_ydata()) == {30}]
+    assert len(level) == 1
+    assert axes.get_ylim()[0] < 30 < without.get_ylim()[0]
+    assert "one answer\nfor all" in [text.get_text() for text in axes.texts]
+    assert "one answer\nfor all" not in [text.get_text() for text in without.texts]
+
+
+@pytest.mark.parametrize("arms", [3, 4])
+def test_curves_begin_at_epoch_one_and_have_bands_where_these_can_be_told_apart(arms):
+    axes = learning_curves(curves(trials(3)), arms=ARMS[:arms]).axes[1]
+    assert list(axes.lines[0].get_xdata()) == [1, 2, 3, 4, 5, 6]
+    assert sum(isinstance(found, PolyCollection) for found in axes.collections) == (arms if arms == 3 else 0)
+    assert ("interval" in axes.get_title(loc="left")) == (arms == 3)
+    assert learning_curves(curves(trials(3)), arms=ARMS[:arms]).axes[0].get_ylim()[0] >= 0
+
+
+def test_an_arm_of_one_epoch_has_a_bar_and_a_larger_marker():
+    frame = curves(trials(3, arms=ARMS[:2]))
+    axes = learning_curves(frame[(frame["arm"] == ARMS[0]) | (frame["epoch"] == 4)]).axes[1]
+    lines = [line for line in axes.lines if line.get_gid() is None]
+    assert lines[1].get_markersize() > lines[0].get_markersize()
+    assert [len(container.lines[2]) for container in axes.containers] == [1]
+
+
+def test_texts_above_the_times_do_not_meet_and_colours_say_what_the_intervals_say():
+    arms = ["plain", "quick", "slow", "open"]
+    times = pd.DataFrame([{"arm": a, "seed": s, "seconds": 10.0 + s, "reached": True} for a in arms for s in range(3)])
+    ratios = {"quick": Interval(2, 1.5, 3, 3), "slow": Interval(0.5, 0.4, 0.6, 3), "open": Interval(1, 0.5, 2, 3)}
+    figure = target_times(times, texts={name: f"{r.mean} [{r.low}, {r.high}] (n = 3)" for name, r in ratios.items()},
+                          ratios=ratios)  # fmt: skip
+    boxes = [box for _, box in texts(figure)]
+    assert not any(overlap(a, b) for a, b in itertools.combinations(boxes, 2))
+    colours = [text.get_color() for text in figure.axes[0].texts[:3]]
+    assert len(set(colours)) == 3
+    assert "blue quicker" in figure.get_suptitle()
+    assert "blue" not in target_times(times).get_suptitle()
+
+
+def test_lines_end_at_commas_where_these_are_short_enough():
+    assert wrap_at_commas("pretrained 1x, 96 images", 16) == "pretrained 1x,\n96 images"
+    assert wrap_at_commas("scratch 1x, 96 images", 16) == "scratch 1x,\n96 images"
+    assert wrap_at_commas("a, b", 16) == "a, b"
+    assert wrap_at_commas("random down to features.7", 16) == "random down to\nfeatures.7"

@@ -66,7 +66,7 @@ def pointing_grids(images: Array, labels: Array, count: int, *, seed: int = 0) -
     the model classifies rightly and with confidence, as the paper does: an attribution cannot point at what the model
     does not see. Here each grid is asked for one class: the target cell goes round the four places, so that a map that
     always prefers one place scores chance. With fewer than four classes the other three cells share classes, but none
-    shows the target's.
+    shows the target's. A grid holds an image twice only where its class has too few.
 
     Args:
         images: Images [N, C, H, W], half as large as the model may take.
@@ -93,7 +93,12 @@ def _members(y: npt.NDArray[np.int64], cell: int, generator: np.random.Generator
     target, *others = generator.permutation(np.unique(y))
     classes = [others[i % len(others)] for i in range(3)]
     classes.insert(cell, target)
-    return np.array([generator.choice(np.flatnonzero(y == c)) for c in classes])
+    members: list[int] = []
+    for c in classes:
+        images = np.flatnonzero(y == c)
+        unused = np.setdiff1d(images, members)
+        members.append(int(generator.choice(unused if len(unused) else images)))
+    return np.array(members)
 
 
 def pointing_share(maps: Array, cells: Array) -> npt.NDArray[np.float64]:

@@ -18,6 +18,7 @@ from tl_lightning.study.explanation_criteria import criteria, interval_of
 from tl_lightning.study.intervals import mean_interval
 from tl_lightning.study.plots import accuracy_against_factor
 from tl_lightning.study.plots.pictures import Picture, as_picture, map_alone, map_over_image, picture_rows
+from tl_lightning.study.plots.style import mark_cut_ends
 from tl_lightning.study.report import Report
 
 __all__ = ["criteria", "features", "panels", "pointing", "sanity", "stages"]
@@ -26,7 +27,8 @@ _PANELS = """
 The same validation images, the first of each class in turn and not chosen for what they show, at several moments of
 training. Every map explains the *true* class, so that all rows answer one question; before training the head is new,
 and its class scores mean nothing yet. Bright is what speaks for the class; each map is scaled to its own maximum. Below
-stand the predicted class, its probability, and whether it is right.
+stand the predicted class, its probability, and whether it is right; *map: X* names the explained class X where another
+one is predicted, and *empty map* says that at no place anything speaks for the class, so that there is nothing to show.
 """
 _STAGES = """
 Linear CKA of the activations of the same images at the end of each stage, from the first stage on the left to the last
@@ -40,7 +42,9 @@ and not what the network has learnt.
 """
 _POINTING = """
 Four images make one; the map for the class that only one of them shows should lie in its cell. A map that knows nothing
-has a quarter of itself there. The ROAD score asks the same of pixels within one image; 0 is chance.
+has a quarter of itself there. The grids are made of images that the network classifies rightly, of each class the half
+that it is surer of, as a map cannot point at what the network does not see. The ROAD score asks the same of pixels
+within one image; 0 is chance.
 """
 RANDOMISED = ", weights randomised"
 _COLUMNS = {
@@ -115,7 +119,7 @@ def stages(report: Report, fine: str, scratch: str) -> None:
         figure = accuracy_against_factor(
             long, metric="linear CKA", factor="stage", series="series", factor_text="Stage, from the image to the head"
         )
-        _within(figure, -0.2, 1.05)
+        _within(figure, 0.0, 1.05)
         report.figure("cka_by_stage", figure, "Linear CKA by stage: before against after training, and of twins.")
     drift = _long(
         frame.dropna(subset=["cka_before"]), {fine: (fine, "drift"), scratch: (scratch, "drift")}, "weight drift"
@@ -139,6 +143,7 @@ def _within(figure: Figure, low: float, high: float) -> None:
     axes = figure.axes[0]
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(bottom, low), min(top, high))
+    mark_cut_ends(axes)
 
 
 def _conclude_stages(report: Report, fine: str, scratch: str) -> None:
@@ -206,8 +211,10 @@ def _sanity_maps(arrays: Arrays, stages: list[str]) -> Figure:
     for number, name in enumerate(["trained", *(f"random down to {stage}" for stage in stages)]):
         rows[name] = [map_over_image(image, heat) for image, heat in zip(images, cams[number], strict=True)]
         rows[name] += [map_alone(heat) for heat in guided[number]] if guided is not None else []
-    columns = ["Grad-CAM"] * len(images) + ["guided backprop."] * (len(images) if guided is not None else 0)
-    return picture_rows({"image": [as_picture(image) for image in images], **rows}, columns=columns)
+    methods = ["Grad-CAM"] if guided is None else ["Grad-CAM", "guided backprop."]
+    plain = [as_picture(image) for image in images] * len(methods)
+    columns = [method for method in methods for _ in images]
+    return picture_rows({"image": plain, **rows}, columns=columns, heading=1)  # the images are no maps of a method
 
 
 def pointing(report: Report, main: str) -> None:
@@ -223,6 +230,7 @@ def pointing(report: Report, main: str) -> None:
         )
         figure.axes[0].axhline(0.25, color="#555555", linewidth=1, linestyle="--", zorder=1)
         figure.axes[0].set_ylim(0, 1)
+        mark_cut_ends(figure.axes[0])
         report.figure("pointing_game", figure, "Grid pointing game; the dashed line is chance, 0.25.")
     arrays = _arrays(report, main, "pointing")
     if arrays is not None:

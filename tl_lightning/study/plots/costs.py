@@ -10,7 +10,18 @@ from matplotlib.figure import Figure
 
 from tl_lightning.errors import UserError
 from tl_lightning.study.plots.frames import MAX_ROWS, ended, error_bars, evenly, means, ordered
-from tl_lightning.study.plots.style import COLOURS, axis_text, compact, dress, log_axis, new_figure, spans_decades, wrap
+from tl_lightning.study.plots.style import (
+    COLOURS,
+    axis_text,
+    compact,
+    data_limits,
+    dress,
+    log_axis,
+    mark_cut_ends,
+    new_figure,
+    spans_decades,
+    wrap,
+)
 
 
 def cost_bars(
@@ -34,6 +45,7 @@ def cost_bars(
     for number, (panel, cost) in enumerate(zip(panels, costs, strict=True)):
         _draw_costs(panel, means(ended(results, cost), "arm", order, cost), order, COLOURS[number % len(COLOURS)])
         panel.set_xlabel(axis_text(cost))
+    figure.set_layout_engine("constrained", w_pad=0.12)  # so that a number seems to belong to the panel on its left
     panels[0].set_yticks(range(len(order)), [wrap(str(arm), 24) for arm in order])
     panels[0].set_ylim(len(order) - 0.5, -0.5)
     return figure
@@ -44,14 +56,13 @@ def _draw_costs(panel: Axes, summary: pd.DataFrame, order: Sequence[object], col
     means = summary["mean"].to_numpy()
     log = spans_decades(means, 30.0)
     if log:
-        log_axis(panel, means.min() / 3, means.max() * (means.max() / means.min()) ** 0.5)
+        log_axis(panel, means.min() / 3, means.max() * 3)
         panel.scatter(means, rows, color=colour, s=40, zorder=3)
     else:
         panel.barh(rows, means, color=colour, alpha=0.75, height=0.6)
-        panel.set_xlim(0, 1.45 * means.max() or 1.0)
+        panel.set_xlim(0, data_limits([0.0, *means], summary["low"], summary["high"], n=summary["n"])[1])
         panel.errorbar(means, rows, xerr=error_bars(summary), fmt="none", ecolor="#333333", elinewidth=1.2)
     for row, mean in zip(rows, means, strict=True):
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # an interval may be longer than the panel
-        at_right = panel.get_yaxis_transform()
-        panel.text(0.99, row, compact(mean), transform=at_right, ha="right", va="center", fontsize=9, bbox=box)
+        panel.text(1.02, row, compact(mean), transform=panel.get_yaxis_transform(), va="center", fontsize=9)
+    mark_cut_ends(panel)
     dress(panel, "x")

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tl_lightning.errors import UserError
-from tl_lightning.study.plots.frames import evenly, means, ordered, seeds_text, value_limits
-from tl_lightning.study.plots.style import COLOURS, LINES, MARKERS, axis_text, dress, new_figure, wrap
+from tl_lightning.study.plots.frames import error_bars, evenly, means, ordered, seeds_text, value_limits
+from tl_lightning.study.plots.style import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    axis_text,
+    dress,
+    mark_cut_ends,
+    new_figure,
+    scaled,
+    wrap,
+)
 
 MAX_CURVES = 8
+MAX_BANDS = 3  # more bands than these hide each other
 
 
 def learning_curves(
@@ -22,10 +34,11 @@ def learning_curves(
     arms: Sequence[object] | None = None,
     x: str = "epoch",
 ) -> Figure:
-    """Draw the mean of each metric by epoch, a line an arm with its 95 % band over seeds, a panel a metric.
+    """Draw the mean of each metric by epoch, a line an arm, a panel a metric; up to 3 arms with their 95 % bands.
 
     Args:
-        curves: Columns `arm`, `seed`, `epoch`, the metrics and, if it is named, `x`; an epoch of a trial a row.
+        curves: Columns `arm`, `seed`, `epoch` (from 0; drawn from 1), the metrics and, if it is named, `x`; an epoch of
+            a trial a row.
         metrics: Columns to draw, a panel each, those that are missing left out.
         arms: Arms in order; with more than 8, every n-th is drawn and the title says so.
         x: Column on the horizontal axis, `epoch` or for example `seconds` (its mean over seeds at each epoch).
@@ -55,25 +68,37 @@ def learning_curves(
 
 
 def _draw_curves(panel: Axes, curves: pd.DataFrame, metric: str, arms: Sequence[object], x: str) -> None:
-    drawn = []
+    drawn, banded = [], len(arms) <= MAX_BANDS
     for number, arm in enumerate(arms):
         rows = curves[(curves["arm"] == arm) & curves[metric].notna()]
         epochs = sorted(rows["epoch"].unique())
         if not epochs:
             continue
         summary = means(rows, "epoch", epochs, metric)
-        places = rows.groupby("epoch")[x].mean().loc[summary.index] if x != "epoch" else summary.index
+        places = rows.groupby("epoch")[x].mean().loc[summary.index] if x != "epoch" else summary.index + 1
         colour, every = COLOURS[number], max(1, len(epochs) // 10)
         panel.plot(
             places, summary["mean"], color=colour, marker=MARKERS[number], linestyle=LINES[number],
-            markersize=5, markevery=every, linewidth=1.5, label=str(arm),
+            markersize=5 if len(places) > 1 else 9, markevery=every, linewidth=1.5, label=str(arm),
         )  # fmt: skip
-        panel.fill_between(places, summary["low"], summary["high"], color=colour, alpha=0.10, linewidth=0)
-        drawn.append(summary)
-    panel.set_ylim(*value_limits(curves, metric, pd.concat(drawn)))
+        if banded:
+            _draw_band(panel, places, summary, colour)
+        drawn.append(summary if banded else summary.assign(low=np.nan, high=np.nan))
+    shown = pd.concat(drawn)
+    seen = curves[metric] if banded else shown["mean"] / scaled(1.0, metric)  # single seeds are not drawn
+    panel.set_ylim(*value_limits(seen, metric, shown))
     panel.set_xlabel(axis_text(x))
     panel.set_ylabel(axis_text(metric))
-    panel.set_title(seeds_text(curves), fontsize=9, loc="left", color="#555555")
+    panel.set_title(seeds_text(curves, interval=banded), fontsize=9, loc="left", color="#555555")
+    mark_cut_ends(panel)
     if x == "epoch":
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     dress(panel)
+
+
+def _draw_band(panel: Axes, places: pd.Series | pd.Index, summary: pd.DataFrame, colour: str) -> None:
+    """Draw the intervals as a band, or as a bar where there is one epoch alone, which a band would not show."""
+    if len(places) == 1:
+        panel.errorbar(places, summary["mean"], error_bars(summary), fmt="none", ecolor=colour, elinewidth=1.6)
+    else:
+        panel.fill_between(places, summary["low"], summary["high"], color=colour, alpha=0.10, linewidth=0)

@@ -17,8 +17,9 @@ from tl_lightning.study.plots.style import (
     axis_text,
     data_limits,
     dress,
-    is_percentage,
+    mark_cut_ends,
     new_figure,
+    unit,
     wrap,
 )
 from tl_lightning.study.statistics import Comparison
@@ -35,12 +36,12 @@ def paired_differences(comparisons: Mapping[str, Comparison], metric: str = "tes
         raise UserError("no paired difference to draw: no two arms share a seed")
     left_out = max(0, len(comparisons) - MAX_ROWS)
     comparisons = dict(list(comparisons.items())[:MAX_ROWS])
-    factor = 100.0 if is_percentage(metric) else 1.0
+    factor = 100.0 if unit(metric) else 1.0
     figure = new_figure(8.0, 1.3 + 0.42 * len(comparisons))
     axes = figure.add_subplot()
     intervals = [comparison.difference for comparison in comparisons.values()]
     frame = factor * pd.DataFrame([[i.mean, i.low, i.high] for i in intervals], columns=["mean", "low", "high"])
-    limits = data_limits([*frame["mean"], 0.0], frame["low"], frame["high"])
+    limits = data_limits([*frame["mean"], 0.0], frame["low"], frame["high"], n=[i.n for i in intervals])
     axes.axvline(0, color="#333333", linewidth=1)
     errors = error_bars(frame)
     for row, comparison in enumerate(comparisons.values()):
@@ -65,6 +66,7 @@ def paired_differences(comparisons: Mapping[str, Comparison], metric: str = "tes
     dress(axes, "x")
     if left_out:
         axes.set_title(f"the first {MAX_ROWS} of {MAX_ROWS + left_out}", fontsize=9, loc="left", color="#555555")
+    mark_cut_ends(axes)
     return figure
 
 

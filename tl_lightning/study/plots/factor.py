@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tl_lightning.study.plots.frames import (
     MAX_ROWS,
+    draw_chance,
     ended,
     error_bars,
     evenly,
@@ -21,7 +22,7 @@ from tl_lightning.study.plots.frames import (
     seeds_text,
     value_limits,
 )
-from tl_lightning.study.plots.style import COLOURS, MARKERS, axis_text, dress, new_figure, scaled, wrap
+from tl_lightning.study.plots.style import COLOURS, MARKERS, axis_text, dress, mark_cut_ends, new_figure, scaled, wrap
 
 
 def accuracy_against_factor(
@@ -33,6 +34,7 @@ def accuracy_against_factor(
     series: str | None = None,
     factor_text: str | None = None,
     apart: Collection[object] = (),
+    chance: float | None = None,
 ) -> Figure:
     """Draw a metric against the values of a factor: mean, 95 % interval, and the single seeds as small dots.
 
@@ -44,6 +46,7 @@ def accuracy_against_factor(
         series: Column whose values are drawn as lines of their own, for example with and without something.
         factor_text: Text under the horizontal axis.
         apart: Values outside the order (a schedule among depths, for example): no line leads to them.
+        chance: Drawn as a dotted line: the metric of a model that gives every image the same answer, as in the results.
     """
     results = ended(results, metric)
     order = evenly(ordered(results, factor, order), MAX_ROWS)
@@ -63,12 +66,14 @@ def accuracy_against_factor(
         axes.plot(x[in_order], summary["mean"][in_order], color=style["color"], linewidth=1, zorder=2)
         _draw_seeds(axes, rows, metric, [places[value] + shift for value in rows[factor]], style["color"])
         drawn.append(summary)
-    axes.set_ylim(*value_limits(results, metric, pd.concat(drawn)))
+    axes.set_ylim(*value_limits(results[metric], metric, pd.concat(drawn), chance=chance))
+    draw_chance(axes, chance, metric)
     _category_labels(axes, [str(value) for value in order], figure.get_figwidth())
     axes.set_xlim(-0.5, len(order) - 0.5)
     axes.set_xlabel(factor_text or ("" if factor == "arm" else axis_text(factor)))
     axes.set_ylabel(axis_text(metric))
     axes.set_title(seeds_text(results), fontsize=9, loc="left", color="#555555")
+    mark_cut_ends(axes)
     dress(axes, "y")
     if series is not None:
         figure.legend(loc="outside upper center", ncols=min(4, len(groups)), frameon=False, fontsize=9)

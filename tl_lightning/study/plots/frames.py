@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from tl_lightning.errors import UserError
 from tl_lightning.study.intervals import MIN_SEEDS, t_half_width
-from tl_lightning.study.plots.style import data_limits, is_percentage, scaled
+from tl_lightning.study.plots.style import data_limits, never_negative, scaled, unit
 
 T = TypeVar("T")
 MAX_ROWS = 40  # more arms or comparisons than this cannot be read in one figure
@@ -60,15 +61,39 @@ def error_bars(summary: pd.DataFrame) -> NDArray[np.float64]:
     return np.nan_to_num(np.array(distances, dtype=float))
 
 
-def value_limits(results: pd.DataFrame, metric: str, summary: pd.DataFrame, log: bool = False) -> tuple[float, float]:
-    """Return limits of an axis that shows the metric: all trials and sensible intervals, shares within 0 and 100 %."""
-    low, high = data_limits(scaled(results[metric], metric), summary["low"], summary["high"], log)
-    return (max(low, -1.0), min(high, 101.0)) if is_percentage(metric) else (low, high)
+def value_limits(
+    values: Iterable[float], metric: str, summary: pd.DataFrame, log: bool = False, chance: float | None = None
+) -> tuple[float, float]:
+    """Return limits of an axis that shows the metric: all values and sensible intervals, but no impossible values.
+
+    Args:
+        values: Of the metric, as in the results.
+        metric: Its name.
+        summary: What `means` made of the trials.
+        log: The axis is logarithmic.
+        chance: A further value, for `draw_chance`.
+    """
+    held = scaled([*values, *([] if chance is None else [chance])], metric)
+    low, high = data_limits(held, summary["low"], summary["high"], log, summary["n"])
+    if unit(metric) == "%":
+        return max(low, -1.0), min(high, 101.0)  # room for dots at 0 and at 100
+    return (max(low, 0.0) if never_negative(metric) else low), high
 
 
-def seeds_text(results: pd.DataFrame) -> str:
-    """Return how many seeds stand behind a figure."""
+def draw_chance(axes: Axes, chance: float | None, metric: str) -> None:
+    """Draw what a model reaches that gives every image the same answer, named on the right of the frame."""
+    if chance is None:
+        return
+    level, colour = float(scaled(chance, metric)), "#777777"
+    axes.axhline(level, color=colour, linewidth=1.2, linestyle=":", zorder=1)
+    place = axes.get_yaxis_transform()
+    axes.text(1.01, level, "one answer\nfor all", transform=place, va="center", fontsize=8, color=colour)
+
+
+def seeds_text(results: pd.DataFrame, interval: bool = True) -> str:
+    """Return how many seeds stand behind a figure, and whether it shows their interval."""
     seeds = results["seed"].nunique()
     if seeds == 1:
         return "1 seed, anecdotal: no interval"
-    return f"mean and 95 % interval, {seeds} seeds" + (", anecdotal" if seeds < MIN_SEEDS else "")
+    shown = "mean and 95 % interval" if interval else "mean"
+    return f"{shown}, {seeds} seeds" + (", anecdotal" if seeds < MIN_SEEDS else "")

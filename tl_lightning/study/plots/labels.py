@@ -115,7 +115,8 @@ def _leader(axes: Axes, point: NDArray[np.float64], box: NDArray[np.float64], pi
     edge = np.clip(pixel, box[:2], box[2:])
     end = axes.transData.inverted().transform(edge)
     line = np.stack([point, end]).T
-    axes.plot(*line, color="#888888", linewidth=0.6, zorder=2.5, scalex=False, scaley=False)
+    # dotted, as a thin solid line looks like an interval
+    axes.plot(*line, color="#555555", linewidth=1.0, linestyle=":", zorder=2.5, scalex=False, scaley=False)
 
 
 def _most_crowded_first(pixels: NDArray[np.float64]) -> list[int]:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tl_lightning.study.plots.frames import ended, error_bars, means, ordered, seeds_text, value_limits
+from tl_lightning.study.plots.frames import draw_chance, ended, error_bars, means, ordered, seeds_text, value_limits
 from tl_lightning.study.plots.style import (
     COLOURS,
     LINES,
@@ -18,6 +18,7 @@ from tl_lightning.study.plots.style import (
     compact,
     data_limits,
     dress,
+    mark_cut_ends,
     new_figure,
     scaled,
     spans_decades,
@@ -35,6 +36,7 @@ def metric_against_number(
     number_text: str | None = None,
     metric_text: str | None = None,
     log: bool | None = None,
+    chance: float | None = None,
 ) -> Figure:
     """Draw the mean of a metric against a number with 95 % intervals and the single seeds as small dots.
 
@@ -47,6 +49,7 @@ def metric_against_number(
         number_text: Text under the horizontal axis.
         metric_text: Text beside the vertical axis.
         log: Logarithmic horizontal axis; by default where the numbers differ by more than a factor of 4.
+        chance: Drawn as a dotted line: the metric of a model that gives every image the same answer, as in the results.
     """
     results = ended(ended(results, metric), number)
     names = ordered(results, series, order)
@@ -66,7 +69,8 @@ def metric_against_number(
         axes.scatter(dots, scaled(rows[metric], metric), s=10, color=_colour(place), alpha=0.4, linewidths=0, zorder=2)
         summaries.append(summary)
     _number_axis(axes, levels, log, number_text or axis_text(number))
-    axes.set_ylim(*value_limits(results, metric, pd.concat(summaries)))
+    axes.set_ylim(*value_limits(results[metric], metric, pd.concat(summaries), chance=chance))
+    draw_chance(axes, chance, metric)
     axes.set_ylabel(metric_text or axis_text(metric))
     _finish(figure, axes, len(names), seeds_text(results))
     return figure
@@ -96,16 +100,14 @@ def gains_against_number(
     frames = []
     for place, (name, by) in enumerate(gains.items()):
         rows = [by[level].difference.scaled(factor) for level in sorted(by)]
-        frame = pd.DataFrame(
-            {"mean": [r.mean for r in rows], "low": [r.low for r in rows], "high": [r.high for r in rows]}
-        )
+        frame = pd.DataFrame([[r.mean, r.low, r.high, r.n] for r in rows], columns=["mean", "low", "high", "n"])
         x = _apart(np.array(sorted(by), dtype=float), levels, place, len(gains), log)
         _line(axes, x, frame, place, name)
         frames.append(frame)
     every = pd.concat(frames)
     axes.axhline(0, color="#555555", linewidth=1, zorder=1)
     _number_axis(axes, levels, log, number_text)
-    axes.set_ylim(*data_limits([*every["mean"], 0.0], every["low"], every["high"]))
+    axes.set_ylim(*data_limits([*every["mean"], 0.0], every["low"], every["high"], n=every["n"]))
     axes.set_ylabel(gain_text)
     seeds = max((c.n for by in gains.values() for c in by.values()), default=0)
     _finish(figure, axes, len(gains), f"paired difference, mean and 95 % interval, {seeds} seed{'s' * (seeds != 1)}")
@@ -152,6 +154,7 @@ def _number_axis(axes: Axes, levels: Sequence[float], log: bool, text: str) -> N
 
 def _finish(figure: Figure, axes: Axes, series: int, title: str) -> None:
     axes.set_title(title, fontsize=9, loc="left", color="#555555")
+    mark_cut_ends(axes)
     dress(axes)
     if series > 1:
         longest = max(len(label) for label in axes.get_legend_handles_labels()[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tl_lightning.study.plots.frames import ended, error_bars, evenly, means, ordered, seeds_text, value_limits
+from tl_lightning.study.plots.frames import (
+    draw_chance,
+    ended,
+    error_bars,
+    evenly,
+    means,
+    ordered,
+    seeds_text,
+    value_limits,
+)
 from tl_lightning.study.plots.labels import place_labels
 from tl_lightning.study.plots.style import (
     COLOURS,
@@ -19,12 +29,15 @@ from tl_lightning.study.plots.style import (
     axis_text,
     dress,
     log_axis,
+    mark_cut_ends,
     new_figure,
+    scaled,
     spans_decades,
     wrap,
 )
 
 MAX_LABELS = 25  # with more arms only the front is named
+_RING = 160.0  # square points: round a marker, and nearer to it than any label
 
 
 def pareto(
@@ -32,6 +45,7 @@ def pareto(
     cost: str = "train_seconds",
     value: str = "test_accuracy",
     order: Sequence[object] | None = None,
+    chance: float | None = None,
 ) -> Figure:
     """Draw every arm by cost and value, with 95 % intervals both ways and the Pareto front of the means.
 
@@ -40,6 +54,7 @@ def pareto(
         cost: Column on the horizontal axis, less is better; logarithmic where it spans more than a factor of 10.
         value: Column on the vertical axis, more is better.
         order: Arms in the order of their colours; by default as they come.
+        chance: Drawn as a dotted line: the value of a model that gives every image the same answer, as in the results.
     """
     results = ended(ended(results, cost), value)
     order = ordered(results, "arm", order)
@@ -48,11 +63,12 @@ def pareto(
     figure = new_figure(8.0, 5.4)
     axes = figure.add_subplot()
     log = spans_decades(x["mean"].to_numpy())
-    limits = value_limits(results, cost, x, log)
+    limits = value_limits(results[cost], cost, x, log)
     if log:
         log_axis(axes, *limits)
     axes.set_xlim(limits[0] if log else max(limits[0], 0.0), limits[1])  # no cost is below 0, whatever its interval
-    axes.set_ylim(*value_limits(results, value, y))
+    axes.set_ylim(*value_limits(results[value], value, y, chance=chance))
+    draw_chance(axes, chance, value)
     points = np.column_stack([x["mean"], y["mean"]])
     front = pareto_front(points[:, 0], points[:, 1])
     shown = list(range(len(x))) if len(x) <= MAX_LABELS else evenly(front.tolist(), MAX_LABELS)
@@ -61,12 +77,18 @@ def pareto(
     _draw_arms(axes, x.iloc[shown], y.iloc[shown])
     steps = _steps(points[front])
     axes.plot(*steps.T, color="#999999", linewidth=1.2, linestyle="--", zorder=1)
+    ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "#333333", "linewidths": 1.2, "zorder": 4}
+    axes.scatter(points[front, 0], points[front, 1], s=_RING, **ring)
     axes.set_xlabel(axis_text(cost) + (", logarithmic" if log else ""))
     axes.set_ylabel(axis_text(value))
-    title = seeds_text(results) + "; dashed: Pareto front of the means"
+    title = seeds_text(results) + "; ringed: Pareto front of the means"
     axes.set_title(title, fontsize=9, loc="left", color="#555555")
+    mark_cut_ends(axes)
     dress(axes)
     lines = [*np.hstack([steps[:-1], steps[1:]]), *_bars(x.iloc[shown], y.iloc[shown])]
+    if chance is not None:
+        level = float(scaled(chance, value))
+        lines.append(np.array([limits[0], level, limits[1], level]))
     place_labels(axes, points[shown], [wrap(str(arm), 24) for arm in x.index[shown]], lines)
     return figure
 

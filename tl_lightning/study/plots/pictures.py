@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from tl_lightning.errors import UserError
-from tl_lightning.study.plots.style import new_figure, wrap
+from tl_lightning.study.plots.style import new_figure, wrap_at_commas
 
 Picture = npt.NDArray[np.float32]
 _LEFT = 1.0  # inches for the names of the rows
@@ -23,6 +23,7 @@ def picture_rows(
     columns: Sequence[str] = (),
     captions: Mapping[str, Sequence[str]] | None = None,
     cell: float = 1.3,
+    heading: int = 0,
 ) -> Figure:
     """Draw pictures in rows, each row with its name on the left.
 
@@ -31,6 +32,7 @@ def picture_rows(
         columns: Text above the columns.
         captions: Name of a row to the texts under its pictures.
         cell: Side of a picture in inches.
+        heading: The row that bears the text of the columns: not the first where that holds for the rows below it.
     """
     if not rows or not all(len(pictures) for pictures in rows.values()):
         raise UserError("no pictures to draw")
@@ -50,8 +52,8 @@ def picture_rows(
             place.spines[:].set_visible(False)
             if captions is not None:
                 place.set_xlabel(captions[name][column], fontsize=8, labelpad=2)
-        axes[row, 0].set_ylabel(wrap(name, 16), fontsize=8)
-    for place, title in zip(axes[0], columns, strict=False):
+        axes[row, 0].set_ylabel(wrap_at_commas(name, 16), fontsize=8)
+    for place, title in zip(axes[heading], columns, strict=False):
         place.set_title(title, fontsize=9)
     return figure
 

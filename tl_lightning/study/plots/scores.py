@@ -12,7 +12,16 @@ from tl_lightning.errors import UserError
 from tl_lightning.study.intervals import Interval
 from tl_lightning.study.plots.frames import MAX_ROWS
 from tl_lightning.study.plots.labels import place_labels
-from tl_lightning.study.plots.style import COLOURS, MARKERS, UNDECIDED, data_limits, dress, new_figure, wrap
+from tl_lightning.study.plots.style import (
+    COLOURS,
+    MARKERS,
+    UNDECIDED,
+    data_limits,
+    dress,
+    mark_cut_ends,
+    new_figure,
+    wrap,
+)
 
 
 def named_points(points: pd.DataFrame, xlabel: str, ylabel: str, title: str = "") -> Figure:
@@ -52,6 +61,7 @@ def named_points(points: pd.DataFrame, xlabel: str, ylabel: str, title: str = ""
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=9, loc="left", color="#555555")
+    mark_cut_ends(axes)
     dress(axes)
     if points["group"].nunique() > 1:
         figure.legend(loc="outside right upper", fontsize=9, frameon=False, title="variants of")

@@ -9,8 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tl_lightning.errors import UserError
+from tl_lightning.study.intervals import Interval
 from tl_lightning.study.plots.frames import MAX_ROWS, evenly, ordered
 from tl_lightning.study.plots.style import HIGHER, LOWER, UNDECIDED, data_limits, dress, log_axis, new_figure, wrap
+
+_PLAIN = "#333333"
 
 
 def target_times(
@@ -19,6 +22,7 @@ def target_times(
     *,
     texts: Mapping[str, str] | None = None,
     text_heading: str = "speed-up",
+    ratios: Mapping[str, Interval] | None = None,
     reference: str | None = None,
     cost: str = "seconds",
     cost_text: str = "Seconds of training to the target",
@@ -30,6 +34,7 @@ def target_times(
         order: Arms from top to bottom; by default as they come.
         texts: What is written beside an arm, such as its speed-up.
         text_heading: What stands above it.
+        ratios: Interval of an arm's speed-up over the reference: blue above 1, orange below, grey where it holds 1.
         reference: Arm whose mean is drawn as a line.
         cost: Column on the horizontal axis, which is logarithmic.
         cost_text: Text under it.
@@ -49,7 +54,7 @@ def target_times(
         own = shown[shown["arm"] == arm]
         reached = own["reached"].to_numpy(dtype=bool)
         spread = np.linspace(-0.12, 0.12, len(own)) if len(own) > 1 else np.zeros(1)
-        colour = HIGHER if reached.all() else LOWER if not reached.any() else UNDECIDED
+        colour = _colour((ratios or {}).get(arm), bool(reached.all()))
         axes.scatter(own[cost][reached], row + spread[reached], s=22, color=colour, linewidths=0, zorder=3)
         axes.scatter(
             own[cost][~reached],
@@ -57,7 +62,7 @@ def target_times(
             s=34,
             marker=">",
             facecolors="white",
-            edgecolors=LOWER,
+            edgecolors=colour,
             zorder=3,
         )
         if reached.all():
@@ -70,7 +75,18 @@ def target_times(
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_yticks(range(len(arms)), [wrap(arm, 34) for arm in arms])
     axes.set_xlabel(f"{cost_text}, logarithmic")
-    title = "dots: seeds, bar: geometric mean; open triangle: not reached by the end of its training"
-    axes.set_title(title, fontsize=9, loc="left", color="#555555")
+    title = "dots: seeds; bar: geometric mean; open triangle: not reached by the end of training"
+    title += "\nby the interval of the speed-up: blue quicker, orange slower, grey not decided" if ratios else ""
+    # above the whole figure: over the axes it would run into the heading of the texts
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, color="#555555")
     dress(axes, "x")
     return figure
+
+
+def _colour(ratio: Interval | None, reached: bool) -> str:
+    """Return the colour of an arm; what never got there has an upper bound alone, which shows no gain."""
+    if ratio is None:
+        return _PLAIN
+    if ratio.high < 1:
+        return LOWER
+    return HIGHER if ratio.low > 1 and reached else UNDECIDED
