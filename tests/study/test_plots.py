@@ -25,7 +25,7 @@ from tl_lightning.study.plots import (
     pareto_front,
     target_times,
 )
-from tl_lightning.study.plots.style import axis_text, never_negative, scaled, wrap_at_commas
+from tl_lightning.study.plots.style import axis_text, mark_cut_ends, never_negative, scaled, wrap_at_commas
 from tl_lightning.study.statistics import mean_interval, paired_difference
 
 ARMS = [
@@ -426,3 +426,17 @@ def test_lines_end_at_commas_where_these_are_short_enough():
     assert wrap_at_commas("scratch 1x, 96 images", 16) == "scratch 1x,\n96 images"
     assert wrap_at_commas("a, b", 16) == "a, b"
     assert wrap_at_commas("random down to features.7", 16) == "random down to\nfeatures.7"
+
+
+def test_arrow_heads_follow_the_limits():
+    axes = accuracy_against_factor(wide(3)).axes[0]
+    whole = axes.get_ylim()
+    axes.set_ylim(50, 54)
+    mark_cut_ends(axes)
+    mark_cut_ends(axes)
+    assert heads(axes) == [(0, 50), (0, 54)]
+    assert axes.get_title(loc="left") == "mean and 95 % interval, 3 seeds; arrow: interval goes on"
+    axes.set_ylim(*whole)
+    mark_cut_ends(axes)
+    assert heads(axes) == []
+    assert axes.get_title(loc="left") == "mean and 95 % interval, 3 seeds"
