@@ -10,7 +10,6 @@ The records are synthetic and written by the real writer; start, tables, report 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import resource
 import tempfile
 import time
@@ -25,6 +24,7 @@ from PIL import Image
 from tl_lightning.data import TransferDataModule
 from tl_lightning.study import Settings
 from tl_lightning.study.environment import environment
+from tl_lightning.study.launchers.source import StudySource
 from tl_lightning.study.records import RecordStore
 from tl_lightning.study.report import Report
 from tl_lightning.study.results import results_frame, summary_frame, write_results_csv, write_summary_csv
@@ -34,19 +34,16 @@ from tl_lightning.study.work import Work
 
 FREEZING = Path(__file__).parents[2] / "experiments" / "freezing.py"
 LIMIT_SECONDS = 10.0
-SETTINGS = Settings(
-    data="digits", backbone="shufflenet_v2_x0_5", weights="none", image_size=32, samples_per_class=4, gpus=0
+STUDY = StudySource(str(FREEZING), "STUDY").load()
+SETTINGS = STUDY.settings(
+    parts=["depth"],
+    data="digits",
+    backbone="shufflenet_v2_x0_5",
+    weights="none",
+    image_size=32,
+    samples_per_class=4,
+    gpus=0,
 )
-
-
-def freezing() -> Any:
-    """Return the study of that script."""
-    spec = importlib.util.spec_from_file_location("freezing", FREEZING)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.STUDY
 
 
 def record(trial: Any, settings: Settings, rng: np.random.Generator) -> dict[str, Any]:
@@ -72,6 +69,9 @@ def record(trial: Any, settings: Settings, rng: np.random.Generator) -> dict[str
         "epochs": 5,
         "learning_rate": 1e-3,
         "learning_rates_tried": 2,
+        "learning_rate_at_edge": False,
+        "one_answer_accuracy": 0.1,
+        "reached_plateau": True,
         **{f"{part}_{name}": float(rng.random()) for part in ("val", "test") for name in names},
         "val_accuracy": accuracy,
         "test_accuracy": accuracy + rng.normal(0, 0.01),
@@ -88,6 +88,7 @@ def record(trial: Any, settings: Settings, rng: np.random.Generator) -> dict[str
         "curve": curve,
         "status": "ok",
         "error": "",
+        "start_time": "2026-01-01T00:00:00.000+00:00",
         "wall_seconds": 22.0,
         "settings": settings.recorded(),
         **environment(),
@@ -118,6 +119,7 @@ def measure(study: Any, trials: int, out: Path) -> dict[str, float]:
     report = Report(study, settings, out, records, results, [arm.name for arm in study.arms(settings)])
     seconds["report"] = timed(lambda: study.report(report))[0]
     figures = {shown.name: shown.figure for shown in report.figures}
+    store.own(*(f"{name}.png" for name in figures))
     seconds["figures"] = timed(lambda: (report.write(), write_figures(out, figures)))[0]
     if trials == arms * settings.seed_list()[-1] + arms:  # the whole command ends without training anything
         seconds["whole call"], code = timed(lambda: run_study(study, settings))
@@ -172,7 +174,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, nargs="+", default=[2500, 5000, 10_000])
     parser.add_argument("--images", type=int, default=0)
     arguments = parser.parse_args()
-    study, rows, slow = freezing(), {}, []
+    study, rows, slow = STUDY, {}, []
     for trials in arguments.trials:
         with tempfile.TemporaryDirectory() as folder:
             rows[f"{trials:,} trials"] = row = measure(study, trials, Path(folder) / "out")
