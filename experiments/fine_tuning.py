@@ -155,7 +155,7 @@ def report(report: study.Report) -> None:
     report.text("Accuracy on corrupted test images in percent:")
     report.table(study.grid_table(results, "method", "samples_per_class", OUT, **grid))
     options: dict[str, Any] = {"number": "samples_per_class", "series": "method", "order": METHODS}
-    figure = study.plots.metric_against_number(results, metric=IN, **options)
+    figure = study.plots.metric_against_number(results, metric=IN, chance=study.one_answer(results), **options)
     report.figure("accuracy_by_size", figure, "Accuracy on test images like the training images.")
     words = ", ".join(report.settings.corruptions).replace("_", " ")
     text = "Accuracy on corrupted test images (%)"

@@ -294,13 +294,15 @@ def report_depths(report: study.Report, results: Any, arms: list[str]) -> None:
     report.section("1. Accuracy and cost by depth")
     report.table(study.arm_table(results, arms))
     order = [arm for arm in arms if arm in set(by_depth["arm"])]
-    figure = study.plots.accuracy_against_factor(by_depth, order=order, metric="test_accuracy")
+    figure = study.plots.accuracy_against_factor(
+        by_depth, order=order, metric="test_accuracy", chance=study.one_answer(by_depth)
+    )
     report.figure("accuracy_by_depth", figure, "Test accuracy against the number of frozen stages.")
-    figure = study.plots.pareto(results, cost="train_seconds", value="test_accuracy")
+    figure = study.plots.pareto(results, cost="train_seconds", value="test_accuracy", chance=study.one_answer(results))
     report.figure("accuracy_by_time", figure, "Test accuracy against the seconds of training of the selected model.")
     curves = report.curves[report.curves["arm"].isin(arms)]
     figure = study.plots.learning_curves(curves, arms=[*order, "progressive"])
-    report.figure("learning_curves", figure, "Training loss and validation accuracy by epoch (mean and interval).")
+    report.figure("learning_curves", figure, "Training loss and validation accuracy by epoch, the mean over seeds.")
 
     report.section("Which differences are real", study.HOW_TO_READ_DIFFERENCES)
     report.table(study.comparison_table(differences))

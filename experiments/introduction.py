@@ -233,7 +233,9 @@ def _data(report: study.Report, results: pd.DataFrame) -> dict[int, Multiplier]:
         "The horizontal distance of the lines is the effective data. Who always names the most frequent class is right "
         f"in {100 * share:.0f} % of the validation images.",
     )
-    figure = study.plots.metric_against_number(results, "samples_per_class", "method", order=(FINE, SCRATCH))
+    figure = study.plots.metric_against_number(
+        results, "samples_per_class", "method", order=(FINE, SCRATCH), chance=study.one_answer(results)
+    )
     report.figure("accuracy_by_images", figure, "Test accuracy by the number of training images a class.")
     curve = {n: name(SCRATCH, n) for n in sizes}
     multipliers = {n: study.effective_data(results, name(FINE, n), n, curve) for n in sizes[:-1]}

@@ -32,7 +32,7 @@ step, for a linear probe one forward pass over the training images in all (its f
 the head. Operations are not joules: the same operation costs differently on another chip, and memory traffic is left
 out; passes over the validation images are left out in both.
 
-**How to read the Pareto figures**: up is better, left is cheaper. An arm on the dashed line is beaten by no other in
+**How to read the Pareto figures**: up is better, left is cheaper. A ringed arm is beaten by no other in
 both accuracy and cost; for one below it there is a choice that is cheaper and at least as good. Whether two arms differ
 at all is said by the paired differences, not by the figure.
 
@@ -136,12 +136,14 @@ def _accuracy(report: study.Report, trained: pd.DataFrame) -> None:
 
     report.section("Accuracy against size", "More multiply-adds to the right; each line is a way of training.")
     report.table(study.arm_table(trained, names))
-    figure = study.plots.metric_against_number(trained, "gmacs", "method", order=list(METHODS))
+    figure = study.plots.metric_against_number(
+        trained, "gmacs", "method", order=list(METHODS), chance=study.one_answer(trained)
+    )
     report.figure("accuracy_by_size", figure, "Test accuracy against the multiply-adds of an image.")
     if differences:
         report.table(study.comparison_table(differences))
 
-    report.section("Accuracy against cost", "Dashed: by the means no other arm is both cheaper and better.")
+    report.section("Accuracy against cost", "Ringed: by the means no other arm is both cheaper and better.")
     for name, cost, text in (
         ("pareto_latency", "latency_ms", "the latency of one image"),
         ("pareto_time", "train_seconds", "the seconds of training of the selected model"),

@@ -209,7 +209,7 @@ def report(report: study.Report) -> None:
         factor_text="Regulariser",
         apart=list(REGULARISERS),
     )
-    report.figure("calibration", figure, "Expected calibration error (0.1 is 10 points) by regulariser.")
+    report.figure("calibration", figure, "Expected calibration error in points by regulariser.")
     _criteria(report, tuned, sizes)
 
 

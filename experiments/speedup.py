@@ -183,7 +183,8 @@ def report(report: study.Report) -> None:
     report.section("Time to the target", speed.target_text(targets, report.settings.target_margin, PLAIN))
     report.table(time_to_target.time_table(times, ups, report.arms))
     texts = {arm: up.format() for arm, up in ups.items()}
-    figure = study.plots.target_times(times, report.arms, texts=texts, reference=PLAIN)
+    ratios = {arm: up.interval for arm, up in ups.items() if not up.censored}
+    figure = study.plots.target_times(times, report.arms, texts=texts, reference=PLAIN, ratios=ratios)
     report.figure("time_to_target", figure, "Seconds of training to the target; on the right the speed-up.")
     shown = [PLAIN, "one-cycle schedule", "lower half frozen, cached", GRADUAL, "together, cached", SCRATCH]
     curves = report.curves[report.curves["arm"].isin(shown)]

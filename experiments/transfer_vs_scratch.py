@@ -127,7 +127,9 @@ def report(report: study.Report) -> None:
     clean = results[(results["label_noise"] == 0) & results["method"].isin(CROSSED)]
 
     report.section("Over the number of training images", "The vertical distance of two lines is the gap.")
-    figure = study.plots.metric_against_number(clean, "samples_per_class", "method", order=CROSSED)
+    figure = study.plots.metric_against_number(
+        clean, "samples_per_class", "method", order=CROSSED, chance=study.one_answer(clean)
+    )
     report.figure("accuracy_by_images", figure, "Test accuracy by the number of training images a class.")
     gaps = {
         f"fine-tuned - {method}": {

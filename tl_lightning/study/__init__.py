@@ -43,6 +43,7 @@ _EXPORTS = {
     "kept_features": "tl_lightning.study.transfer_scores",
     "measure_scores": "tl_lightning.study.transfer_scores",
     "parse_targets": "tl_lightning.study.targets",
+    "one_answer": "tl_lightning.study.above_chance",
     "plots": "tl_lightning.study.plots",
     "statistics": "tl_lightning.study.statistics",
     "measure_step_cost": "tl_lightning.study.step_cost",

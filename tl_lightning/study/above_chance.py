@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from tl_lightning.errors import UserError
 from tl_lightning.study.design import Trial
@@ -58,3 +59,10 @@ def train_and_test_above_chance(
         **record,
         METRIC: above_chance(fits.best.module.confusion),  # type: ignore[arg-type]
     }
+
+
+def one_answer(results: pd.DataFrame) -> float | None:
+    """Return the accuracy of one answer for all validation images, the mean over trials; None where not recorded."""
+    if "one_answer_accuracy" not in results or results["one_answer_accuracy"].isna().all():
+        return None
+    return float(results["one_answer_accuracy"].mean())
