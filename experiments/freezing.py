@@ -390,11 +390,15 @@ def report_heads(report: study.Report, results: Any, arms: list[str]) -> None:
     gap = gain_interval(results, (best, arms[-1]), "test_accuracy")
     report.section(
         "4. What each depth knows",
-        f"A linear head on the features of {report.settings.backbone} behind each stage, averaged over the image; five "
-        "learning rates, of which validation selects.",
+        f"A linear head on the features of {report.settings.backbone} behind each stage, averaged over the image, "
+        "trained at learning rates of which validation selects one.",
     )
     figure = study.plots.accuracy_against_factor(
-        results, metric="test_accuracy", factor="frozen_stages", factor_text="Stages before the linear head"
+        results.astype({"frozen_stages": int}),
+        metric="test_accuracy",
+        factor="frozen_stages",
+        factor_text="Stages before the linear head",
+        chance=study.one_answer(report.results[report.results["part"] == DEPTH]),
     )
     report.figure("linear_heads", figure, "Test accuracy of a linear head by the stages before it.")
     report.table(study.arm_table(results, arms))

@@ -16,7 +16,7 @@ from tl_lightning.study.settings import Settings
 from tl_lightning.study.training import activation_cache, build_module, data_module
 from tl_lightning.tasks import TransferModule
 
-RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # on standardised features, whatever the network
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # on standardised features, whatever the network
 EPOCHS = 50
 
 
