@@ -4,7 +4,7 @@ Question   How do accuracy, time, memory and trainable parameters change with th
            cannot be told apart, do gradual unfreezing or layer-wise learning rates change the answer, where does a
            network stop being general, and is it ever better to train the first layers than the last?
 Command    python experiments/freezing.py                 EfficientNet-Lite0 on ELPV and an own network on digits,
-                                                          laptop, aims at 10 minutes
+                                                          laptop, 10 minutes
            python experiments/freezing.py --config configs/freezing_cifar10.yaml --gpus 1
 Expected   The deeper the frozen part, the cheaper the step: [1 + 2 (1 - f)] / 3 of a full one with the share f of the
            forward FLOPs frozen. Kept layers lose accuracy on other classes from the middle on (Yosinski et al. 2014).

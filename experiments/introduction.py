@@ -3,7 +3,7 @@
 Question   How good are pretrained features as they are, how many images and how much time does a pretrained start
            save, and is it the other classes' images that help or just more training?
 Command    python experiments/introduction.py             EfficientNet-Lite0/1/2 on solar cells and an own network on
-                                                          handwritten digits, laptop, aims at 10 minutes
+                                                          handwritten digits, laptop, 8 minutes
            python experiments/introduction.py --config configs/introduction_cifar10.yaml --gpus 1
 Expected   Pretrained features beat random ones before any training; pretraining multiplies the data (Hernandez et al.
            2021); transfer helps even with full data (Yosinski et al. 2014), more with little.

@@ -3,7 +3,7 @@
 Question   Which of the usual means (freezing lower layers, cached activations, learning-rate schedules, progressive
            resizing, mixed precision, channels-last memory, torch.compile) reach a fixed validation accuracy sooner than
            plain fine-tuning, each alone and together?
-Command    python experiments/speedup.py               EfficientNet-Lite0 on ELPV, laptop, aims at 10 minutes
+Command    python experiments/speedup.py               EfficientNet-Lite0 on ELPV, laptop, 8 minutes
            python experiments/speedup.py --config configs/speedup_cifar10.yaml --gpus 1
 Expected   A pretrained network needs far fewer steps than one from scratch (Kornblith et al. 2019: about 17 times).
            With the share f of the forward operations frozen a step costs [1 + 2 (1 - f)] / 3 of a full one, and cached

@@ -2,7 +2,7 @@
 
 Question   How do fine-tuning and training from scratch compare over the images seen and over the number of training
            images, with 1x and 5x the optimizer steps, and when 40 % of the labels are wrong?
-Command    python experiments/transfer_vs_scratch.py      EfficientNet-Lite0 on handwritten digits, laptop, 8 minutes
+Command    python experiments/transfer_vs_scratch.py      EfficientNet-Lite0 on handwritten digits, laptop, 7 minutes
            python experiments/transfer_vs_scratch.py --config configs/transfer_vs_scratch_cifar10.yaml --gpus 1
 Expected   A large gap with few images that closes with many and with longer training (He et al. 2018, "Rethinking
            ImageNet pre-training"); wrong labels hurt scratch more (Hendrycks et al. 2019).
