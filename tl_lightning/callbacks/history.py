@@ -47,7 +47,7 @@ class MetricHistory(Callback):
         metrics = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
-            if self._validated or not name.startswith("val/")
+            if self._validated or not name.startswith(("val/", "train/clean_"))
         }
         self._validated = False
         seconds = time.perf_counter() - self._start
