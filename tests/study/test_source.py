@@ -108,8 +108,6 @@ COMMAND = [
     "1",
     "--samples-per-class",
     "4",
-    "--jobs",
-    "1",
     "--gpus",
     "0",
 ]
