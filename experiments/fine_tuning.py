@@ -2,7 +2,7 @@
 
 Question   All layers, the top layers, the head alone (linear probe), or the head first and then all (LP-FT): which is
            best at which training-set size, on test images like the training images and on corrupted ones?
-Command    python experiments/fine_tuning.py              EfficientNet-Lite0 on ELPV, laptop, aims at 10 minutes
+Command    python experiments/fine_tuning.py              EfficientNet-Lite0 on ELPV, laptop, 6 minutes
            python experiments/fine_tuning.py --config configs/fine_tuning_cifar10.yaml --gpus 1
 Expected   Fine-tuning beats the linear probe once there is data (Kornblith et al. 2019). LP-FT is as good as
            fine-tuning in distribution (+1 point) and better out of it (+10 points; Kumar et al. 2022).
