@@ -20,8 +20,8 @@ class PreciseBatchNorm(Callback):
 
     The running averages of the training steps lag behind weights that change quickly, layer after layer: in a short
     training from random weights they can belong to no network at all. EfficientNet-Lite0 after 25 steps on 80 digits
-    names one class for every image (10 % right); with the statistics of its own weights it is right on 70 % of the
-    validation images (``tests/callbacks/test_precise_batch_norm.py`` repeats it). Wu & Johnson 2021, "Rethinking
+    is right on less than a quarter of the validation images; with the statistics of its own weights on more than half
+    (``tests/callbacks/test_precise_batch_norm.py`` asserts both). Wu & Johnson 2021, "Rethinking
     'Batch' in BatchNorm", section 3 (precise BN).
 
     Only layers that train are estimated, with dropout off, as in an evaluation: what is frozen stays as it is. Training
