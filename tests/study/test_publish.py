@@ -82,3 +82,20 @@ def test_a_large_figure_is_published_smaller_and_a_small_one_as_it_is(study, tmp
         assert published.size == (1500, 1000)
     assert (tmp_path / "reference" / "photographs.png").stat().st_size < (study / "photographs.png").stat().st_size / 3
     assert (tmp_path / "reference" / "figure.png").read_text() == "figure.png"
+
+
+def test_a_figure_that_may_not_be_passed_on_is_left_out_everywhere(study, tmp_path):
+    (study / "other.png").write_text("other")
+    (study / "report.md").write_text("# s\n\n![Cells](figure.png)\n\n*Cells*\n\n![Bars](other.png)\n\n*Bars*\n")
+    with SummaryWriter(str(study / "figures")) as writer:
+        writer.add_scalar("x", 1.0)
+    target = tmp_path / "reference"
+    publish(study, target, without=["figure"])
+    assert not (target / "figure.png").exists()
+    assert not (target / "figures").exists()
+    assert (target / "other.png").exists()
+    text = (target / "report.md").read_text()
+    assert "figure.png" not in text
+    assert "(The figure *figure* was left out of the published run.)" in text
+    assert "![Bars](other.png)" in text
+    assert "figure.png" in (study / "report.md").read_text()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image
@@ -19,7 +21,7 @@ MAX_FIGURE_BYTES = 400_000  # larger ones, those with photographs, are published
 MAX_FIGURE_PIXELS = 1500  # of their longer side
 
 
-def publish(source: Path, target: Path, runs: int = 3) -> list[Path]:
+def publish(source: Path, target: Path, runs: int = 3, without: Collection[str] = ()) -> list[Path]:
     """Copy report, tables, figures, records and event files; whatever ``target`` held before is replaced.
 
     Event files are renamed: the name that TensorBoard gives them holds the name of the machine. With more than 40 runs
@@ -30,6 +32,8 @@ def publish(source: Path, target: Path, runs: int = 3) -> list[Path]:
         source: Output folder of a study.
         target: Folder to fill.
         runs: Trials to copy the event files of, evenly over the arms.
+        without: Names of figures to leave out, such as those that show images which may not be passed on; TensorBoard's
+            copies of all figures are left out with them, and the report says so in their place.
 
     Returns:
         The files written.
@@ -43,13 +47,25 @@ def publish(source: Path, target: Path, runs: int = 3) -> list[Path]:
         raise UserError(f"{target} holds files that are not a study's: give another folder")
     shutil.rmtree(target, ignore_errors=True)
     files = [source / name for name in TABLES if (source / name).is_file()]
-    files += [*source.glob("*.png"), *source.glob("trials/*/record.json")]
-    events = [file for run in _runs(source, runs) for file in run.iterdir() if file.stat().st_size <= MAX_EVENT_BYTES]
+    files += [file for file in source.glob("*.png") if file.stem not in without]
+    files += source.glob("trials/*/record.json")
+    shown = [run for run in _runs(source, runs) if not (without and run == source / "figures")]
+    events = [file for run in shown for file in run.iterdir() if file.stat().st_size <= MAX_EVENT_BYTES]
     written = [_copy(file, target / file.relative_to(source)) for file in files]
     for number, file in enumerate(sorted(file for file in events if "tfevents" in file.name)):
         name = f"events.out.tfevents.{number:04d}{'.hparams' if file.suffix == '.hparams' else ''}"
         written.append(_copy(file, target / file.relative_to(source).with_name(name)))
+    if without:
+        _say_what_is_left_out(target / "report.md", without)
     return written
+
+
+def _say_what_is_left_out(report: Path, without: Collection[str]) -> None:
+    text = report.read_text(encoding="utf-8")
+    for name in without:
+        shown = re.compile(rf"!\[([^\]]*)\]\({re.escape(name)}\.png\)\n\n\*[^\n]*\*")
+        text = shown.sub(f"(The figure *{name}* was left out of the published run.)", text)
+    report.write_text(text, encoding="utf-8")
 
 
 def _runs(source: Path, most: int) -> list[Path]:
@@ -84,9 +100,10 @@ def main() -> None:
     parser.add_argument("source", type=Path, metavar="FROM", help="output folder of a study")
     parser.add_argument("target", type=Path, metavar="TO", help="folder to fill, such as logs/reference/freezing")
     parser.add_argument("--runs", type=int, default=3, help="trials to copy the event files of")
+    parser.add_argument("--without", nargs="+", default=[], metavar="FIGURE", help="figures to leave out, by name")
     arguments = parser.parse_args()
     try:
-        written = publish(arguments.source, arguments.target, arguments.runs)
+        written = publish(arguments.source, arguments.target, arguments.runs, arguments.without)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
