@@ -4,13 +4,15 @@
 
 CIFAR10 is a folder ``{train,test}/<class>/*``; without it the packaged images of solar cells are used. Peers come from
 ``tests/benchmarks/requirements.txt``; one that is not installed is left out. Prints tables, and writes ``speed.csv``,
-``speed.png`` and ``speed.md`` to the output folder.
+``speed.png`` and ``speed.md`` to the output folder. All scenarios take some hours on two cores; ``--scale 0.1`` tries
+them with a tenth of the images.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -44,7 +46,8 @@ def run(names: Sequence[str], sizes: Sizes, output: Path) -> list[Result]:
         print(name, file=sys.stderr, flush=True)
         results.append(SCENARIOS[name](work))
         write_csv(results, output / "speed.csv")
-        (output / "speed.md").write_text(table(results, markdown=True) + "\n")
+        command = f"python tests/benchmarks/speed.py {shlex.join(sys.argv[1:])}"
+        (output / "speed.md").write_text(f"`{command}`\n\n{table(results, markdown=True)}\n")
         draw(results, output / "speed.png", environment())
     return results
 

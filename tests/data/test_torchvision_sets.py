@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from published import WRITERS
 from torch.utils.data import Dataset
 from torchvision import datasets
@@ -111,6 +112,29 @@ def test_altered_files_are_refused_before_they_are_unpickled(tmp_path: Path, mon
     with pytest.raises(UserError, match="not complete"):
         opened("cifar10", tmp_path, download=False)
     assert not ran.exists()
+
+
+def folder_copy(root: Path, classes: int) -> None:
+    for part, images in (("train", 4), ("test", 2)):
+        for label in range(classes):
+            (root / part / f"class {label}").mkdir(parents=True)
+            for number in range(images):
+                picture = Image.new("RGB", (32, 32), (20 + 2 * label,) * 3)
+                picture.save(root / part / f"class {label}" / f"{number}.png")
+
+
+def test_a_copy_in_image_folders_is_the_set(tmp_path: Path) -> None:
+    folder_copy(tmp_path, 10)
+    data = opened("cifar10", tmp_path, image_size=20)
+    assert data.card.name == "cifar10"
+    assert len(data.test_set) == 20
+    assert torch.all((data.train_set.images.float().mean((1, 2, 3)) - (20 + 2 * data.train_set.labels)).abs() <= 0.9)
+
+
+def test_a_folder_of_other_classes_is_no_copy(tmp_path: Path) -> None:
+    folder_copy(tmp_path, 3)
+    with pytest.raises(UserError, match="no copy of cifar10: it has train, test with 3 classes"):
+        opened("cifar10", tmp_path)
 
 
 def test_downloads_go_to_the_cache_folder(own_cache: Path) -> None:

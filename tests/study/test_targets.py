@@ -50,6 +50,12 @@ def test_a_folder_of_ones_own(folder) -> None:
     assert parse_target("imagefolder", str(folder)).num_classes == 3
 
 
+def test_the_folder_of_downloads_is_not_that_of_packaged_sets(folder) -> None:
+    for name in ("elpv", "digits:invert", "scene_digits"):
+        assert parse_target(name, str(folder)).data_dir is None
+    assert parse_target("cifar10:fog", str(folder)).data_dir == str(folder)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,6 +1,7 @@
 """Data sets that torchvision downloads: its classes find the files, the images are decoded by this package.
 
-Every archive's MD5 is checked by torchvision before it is unpacked, and CIFAR's pickles before they are read.
+Every archive's MD5 is checked by torchvision before it is unpacked, and CIFAR's pickles before they are read. Copies of
+CIFAR in image folders ``ROOT/{train,test}/<class>/*`` (as fast.ai's) are read as well, as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from tl_lightning.data.cache import cache_root
+from tl_lightning.data.folder import load_image_folder
 from tl_lightning.data.hdf5 import Hdf5Source
 from tl_lightning.data.images import RawPart, RawSet
 from tl_lightning.data.sources import ArraySource, FileSource
@@ -44,6 +46,8 @@ def load_torchvision(name: str, root: Path | None, download: bool) -> RawSet:
     root = cache_root(None) / "datasets" if root is None else root
     if (name, root) in _in_memory:
         return _in_memory[name, root]
+    if name in FOLDER_COPIES and (root / "train").is_dir():
+        return _folder_copy(name, root)
     read, parts, url = LOADERS[name]
     loaded = {}
     try:
@@ -58,6 +62,16 @@ def load_torchvision(name: str, root: Path | None, download: bool) -> RawSet:
     if all(isinstance(part.source, ArraySource) for part in raw.parts.values()):
         _in_memory.clear()  # at most one: the largest takes half a gibibyte
         _in_memory[name, root] = raw
+    return raw
+
+
+def _folder_copy(name: str, root: Path) -> RawSet:
+    raw = load_image_folder(root)
+    if len(raw.class_names) != FOLDER_COPIES[name] or not {"train", "test"} <= set(raw.parts):
+        raise UserError(
+            f"{root} is no copy of {name}: it has {', '.join(raw.parts)} with {len(raw.class_names)} classes where "
+            f"train and test with {FOLDER_COPIES[name]} are expected; for images of your own use imagefolder"
+        )
     return raw
 
 
@@ -141,6 +155,9 @@ LOADERS: dict[str, tuple[Reader, dict[str, dict[str, Any]], str]] = {
     "food101": (_file_list("Food101"), _TRAIN_TEST, "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"),
     "pcam": (_pcam, _THREE, "https://github.com/basveeling/pcam"),
 }
+
+
+FOLDER_COPIES = {"cifar10": 10, "cifar100": 100}  # number of classes
 
 
 def _not_available(name: str, root: Path, url: str, download: bool, error: Exception) -> UserError:

@@ -37,13 +37,20 @@ def write_overview(folder: Path, readme: Path) -> None:
     Raises:
         UserError: The markers are missing.
     """
-    text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{readme} lacks the lines {BEGIN} and {END} between which the table goes")
-    table = markdown_table(overview(folder, f"{folder.as_posix()}/"))
-    write_text(readme, f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
+    put_between(readme, BEGIN, END, markdown_table(overview(folder, f"{folder.as_posix()}/")))
+
+
+def put_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Replace what stands between two lines of a text file.
+
+    Raises:
+        UserError: The lines are missing.
+    """
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise UserError(f"{path} lacks the lines {begin} and {end} between which the table goes")
+    write_text(path, f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def _row(run: Path, link: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from tl_lightning.data import DATASETS
 from tl_lightning.data.datasets import dataset_card
 from tl_lightning.data.shifts import SHIFTS, check_shift
+from tl_lightning.data.torchvision_sets import LOADERS as TORCHVISION
 from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.paths import user_path
 
@@ -76,7 +77,7 @@ def parse_target(text: str, data_dir: str | None = None) -> Target:
         raise unknown_name(f"shift in target {text!r}", shift, SHIFTS)
     check_shift(shift, severity)
     if name in DATASETS and name != "imagefolder":
-        return Target(text, name, name, data_dir, shift, severity)
+        return Target(text, name, name, data_dir if name in TORCHVISION else None, shift, severity)
     return _folder(text, data_dir if name == "imagefolder" and data_dir else name, shift, severity)
 
 

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from scenarios.measure import Result, Row
+from scenarios.report import number
 from scenarios.workload import BARE, OURS
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#7F7F7F"  # Okabe and Ito; blue is ours, orange a peer, grey a yardstick
@@ -48,7 +49,7 @@ def _draw_bars(ax: Axes, result: Result) -> None:
         ax.barh(position, row.median, color=_color(row.contender), height=0.7)
         ax.plot([min(row.values), max(row.values)], [position, position], color="black", linewidth=1)
         ax.annotate(
-            f"{row.median:.3g}",
+            number(row.median),
             (max(row.values), position),
             (4, 0),
             textcoords="offset points",
@@ -56,7 +57,10 @@ def _draw_bars(ax: Axes, result: Result) -> None:
             fontsize=8,
         )
     ax.set_yticks(range(len(rows)), [row.contender for row in rows], fontsize=8)
-    ax.set_xlabel(f"{rows[0].unit}, median; the line is the range of {len(rows[0].values)} runs", fontsize=8)
+    better = "more" if rows[0].unit == "images/s" else "less"
+    ax.set_xlabel(
+        f"{rows[0].unit}, {better} is better; median, the line is the range of {len(rows[0].values)} runs", fontsize=8
+    )
     ax.margins(x=0.12)
     if max(row.median for row in rows) > 20 * min(row.median for row in rows):
         ax.set_xscale("log")

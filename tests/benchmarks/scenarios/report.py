@@ -48,6 +48,11 @@ def _lines(rows: list[list[str]], markdown: bool) -> Iterator[str]:
             yield f"|{'|'.join('-' * (width + 2) for width in widths)}|"
 
 
+def number(value: float) -> str:
+    """Return a value with three digits, or all of them before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def environment() -> str:
     """Return machine, versions and date in one line."""
     found = []
