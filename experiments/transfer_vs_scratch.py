@@ -178,7 +178,7 @@ def report(report: study.Report) -> None:
 def _criteria(report: study.Report, sizes: list[int]) -> None:
     """10a: large gap that closes; 10b: scratch needs longer; 10c: wrong labels hurt fine-tuning less."""
     results, noise, size = report.results, report.settings.label_noise, focus(report.settings)
-    bench = f"The published bench is CIFAR-10; this is {report.settings.data} with {report.settings.backbone}."
+    bench = f"On {report.settings.data} with {report.settings.backbone}; the published bench is CIFAR-10."
     gap = study.compare(results, name(FINE, size), name(LONG, size), "test_accuracy").difference
     slope = study.gain_trend(results, {n: (name(FINE, n), name(LONG, n)) for n in sizes}, "test_accuracy")
     even = [
