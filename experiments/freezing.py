@@ -24,9 +24,9 @@ import tl_lightning as tl
 from tl_lightning import study
 from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.study import Arm, Trial
+from tl_lightning.study.freezing_criteria import first_block_is_enough, kept_layers_are_specific
 from tl_lightning.study.paired_gains import gain_interval
 from tl_lightning.study.speed import cost_model_criterion
-from tl_lightning.study.statistics import all_of, decide
 
 BACKGROUND = """
 A pretrained network is a stack of stages. **Freezing** a stage means that nothing in it changes while the rest trains:
@@ -333,21 +333,7 @@ def report_classes(report: study.Report, results: Any, arms: list[str]) -> None:
         f"With all stages of *{OTHER}* kept, the own network is {gap.scaled(100).format(1)} points from one of the "
         f"{SAME}, and {fall.scaled(100).format(1)} points from keeping up to {names[middle - 1]}."
     )
-    report.criterion(
-        study.Criterion(
-            finding="8a",
-            claim="kept layers lose accuracy on other classes, the last ones most",
-            source="Yosinski et al. 2014",
-            published="62.7 62.3 61.8 59.9 57.8 58.0 54.2 % for layers 1 to 7 kept",
-            published_effect=-8.5,
-            rule="all stages kept: other - same classes below 0, and all - middle of other classes below 0",
-            effect=gap.scaled(100),
-            unit="points",
-            verdict=all_of(decide(gap, 0.0, "below"), decide(fall, 0.0, "below")),
-            note=f"The effect shown is other - same classes at the top; the fall from the middle is "
-            f"{fall.scaled(100).format(1)} points. Published: 54.2 against 62.7 % for one layer kept.",
-        )
-    )
+    report.criterion(kept_layers_are_specific(gap, fall))
 
 
 def report_input(report: study.Report, results: Any, arms: list[str]) -> None:
@@ -368,20 +354,7 @@ def report_input(report: study.Report, results: Any, arms: list[str]) -> None:
         f"On corrupted images, training the *{FIRST}* differs from training everything by "
         f"{to_all.scaled(100).format(1)} points and from the *{HEAD}* by {to_head.scaled(100).format(1)}."
     )
-    report.criterion(
-        study.Criterion(
-            finding="8c",
-            claim="under a corrupted input the first block alone matches tuning all, 8 points above the head alone",
-            source="Lee et al. 2023",
-            published="replication: 77.0 / 78.2, 79.8 / 80.2, 80.2 / 79.4 % (first block / all)",
-            published_effect=-0.27,
-            rule="first block - all above -1.5 points, and first block - head above 8 points",
-            effect=to_all.scaled(100),
-            unit="points",
-            verdict=all_of(decide(to_all, -0.015, "above"), decide(to_head, 0.08, "above")),
-            note=f"Shown is first block - all; first block - head is {to_head.scaled(100).format(1)} points.",
-        )
-    )
+    report.criterion(first_block_is_enough(to_all, to_head))
 
 
 def report_heads(report: study.Report, results: Any, arms: list[str]) -> None:

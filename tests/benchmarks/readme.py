@@ -16,25 +16,38 @@ from tl_lightning.study.overview import put_between
 from tl_lightning.study.report import markdown_table
 
 BEGIN, END = "<!-- speed: written by tests/benchmarks/readme.py -->", "<!-- end of speed -->"
-CONTENDERS = ("tl_lightning", "fastai", "timm", "Lightning BackboneFinetuning", "finetuning-scheduler", "bare PyTorch")
+CONTENDERS = ("tl_lightning", "fastai", "timm", "Lightning", "finetuning-scheduler", "bare PyTorch")
+BETTER = {"s": "less", "images/s": "more"}
 TITLE = re.compile(r"^\*\*(S\d\w?)\*\* (.*)$", re.MULTILINE)
 TARGET = re.compile(
-    r"^\| (S\d\w?) +\| (.*?) +\| (at most|at least) (\S+) +\| (\S+) +\| (met|NOT met) +\|$", re.MULTILINE
+    r"^\| (S\d\w?) +\| (.*?) +\| (at most|at least) (\S+) +\| (\S+) +\| (met|NOT met|not measured) +\|$",
+    re.MULTILINE,
 )
+ONE_RUN = r", one run x .*"
 
 
 def medians(folder: Path) -> pd.DataFrame:
     """Return a row for each scenario of a run that peers took part in: the median of each contender."""
     titles = dict(TITLE.findall((folder / "speed.md").read_text(encoding="utf-8")))
     values = pd.read_csv(folder / "speed.csv")
-    values["contender"] = values["contender"].str.replace(r", one run x .*", "", regex=True)
     rows = []
-    for (scenario, unit), part in values[values["unit"].isin(["s", "images/s"])].groupby(["scenario", "unit"]):
-        found = part.groupby("contender")["value"].median()
+    for (scenario, unit), part in values[values["unit"].isin(BETTER)].groupby(["scenario", "unit"]):
+        found = {column(name): _cell(name, runs["value"].median()) for name, runs in part.groupby("contender")}
         if "fastai" in found:
-            shown = {name: number(found[name]) if name in found else "" for name in CONTENDERS}
-            rows.append({"": f"**{scenario}** {titles[str(scenario)]} ({unit})", **shown})
+            title = f"**{scenario}** {titles[str(scenario)]} ({unit}, {BETTER[str(unit)]} is better)"
+            rows.append({"": title, **{name: found.get(name, "") for name in CONTENDERS}})
     return pd.DataFrame(rows)
+
+
+def column(contender: str) -> str:
+    """Return the column of a contender, whose name may say how it was measured."""
+    plain = re.sub(f"{ONE_RUN}|, channels last$", "", contender)
+    return "Lightning" if plain.startswith("Lightning ") else plain
+
+
+def _cell(contender: str, value: float) -> str:
+    """Return a median; a star marks what was extrapolated from one run."""
+    return number(value) + ("\\*" if re.search(ONE_RUN, contender) else "")
 
 
 def targets(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ them with a tenth of the images.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shlex
 import sys
@@ -38,10 +39,10 @@ SCENARIOS: dict[str, Callable[[Workload], Result]] = {
 }
 
 
-def run(names: Sequence[str], sizes: Sizes, output: Path) -> list[Result]:
+def run(names: Sequence[str], work: Workload, output: Path) -> list[Result]:
     """Run the scenarios, and write what there is after each: a long run that is stopped has not been for nothing."""
     output.mkdir(parents=True, exist_ok=True)
-    work, results = Workload(sizes), []
+    results = []
     for name in names:
         print(name, file=sys.stderr, flush=True)
         results.append(SCENARIOS[name](work))
@@ -52,6 +53,14 @@ def run(names: Sequence[str], sizes: Sizes, output: Path) -> list[Result]:
     return results
 
 
+def probe_times(folder: Path) -> dict[str, list[float]]:
+    """Return the seconds of S1 by contender from what an earlier run wrote to a folder."""
+    with (folder / "speed.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["scenario"] == "S1" and row["unit"] == "s"]
+    names = dict.fromkeys(row["contender"] for row in rows)
+    return {name: [float(row["value"]) for row in rows if row["contender"] == name] for name in names}
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--repeats", type=int, default=5, help="rounds, of which the median is taken")
     line.add_argument("--scale", type=float, default=1.0, help="share of the images, for trying out")
     line.add_argument("--epochs", type=int, default=10, help="epochs of S1, S2 and S5")
+    line.add_argument(
+        "--probe-times", type=Path, help="output of an earlier S1, whose times S3 takes where S1 is not run"
+    )
     line.add_argument("--output", type=Path, default=Path("logs/benchmarks"))
     line.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     line.add_argument("--memory-worker", nargs=3, help=argparse.SUPPRESS)
@@ -76,7 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     sizes = Sizes(data_dir=options.data_dir, epochs=options.epochs, repeats=options.repeats)
     images, tests = (max(64, int(options.scale * n)) for n in (sizes.images, sizes.test_images))
-    results = run(options.scenarios, replace(sizes, images=images, test_images=tests), options.output)
+    work = Workload(replace(sizes, images=images, test_images=tests))
+    if options.probe_times:
+        work.probe_seconds = probe_times(options.probe_times)
+    results = run(options.scenarios, work, options.output)
     print(table(results, options.markdown))
 
 

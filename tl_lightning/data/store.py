@@ -65,6 +65,11 @@ def open_pixels(
     return pixels, failures
 
 
+def forget_pixels() -> None:
+    """Drop the decoded images that this process keeps; who still uses some keeps them."""
+    _shared.clear()
+
+
 def _opened(cache: DecodedCache, wanted: Positions, storage: Storage) -> Pixels:
     source, size = cache.source, cache.shape[-1]
     fits = cache.nbytes <= storage.memory_limit

@@ -1,4 +1,4 @@
-"""A bare PyTorch loop: the floor under every framework. What is frozen runs in eval mode and without a graph."""
+"""A bare PyTorch loop: no framework. What is frozen runs in every epoch, in eval mode and without a graph."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class PlainModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups = self.job.optimizer_groups(self.trainable_only)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=0.01, fused=True)
         if self.job.scheduler is None:
             return {"optimizer": optimizer}
         config = {"scheduler": self.job.scheduler(optimizer), "interval": "step", "monitor": "train_loss"}

@@ -58,7 +58,7 @@ def half_frozen(work: Workload) -> Result:
 
 def half_frozen_augmented(work: Workload) -> Result:
     """S2 with random augmentation in every epoch: nothing can be kept."""
-    result = Result("S2a", f"the same with random flips and shifts, {_size(work)}")
+    result = Result("S2a", f"lower half frozen, random flips and shifts, {_size(work)}")
     runs: dict[str, Prepare] = {}
     for name, cls in contenders((*PEERS, "bare", "ours-study")).items():
         runs[name] = fit_of(cls, _half_augmented, work)

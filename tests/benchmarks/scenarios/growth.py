@@ -20,11 +20,13 @@ DEPTHS = (1, 2, 4, 8, 16)
 
 def growth(work: Workload) -> Result:
     """S7: 1 to 8 times the images and the epochs, 1 to 16 depths; a power law fitted to the medians."""
-    result = Result("S7", f"growth of a linear probe, from {work.sizes.images // 8} images and 2 epochs")
+    few, some = work.sizes.images // 8, work.sizes.images // 4
+    title = f"growth of a linear probe, from {few} images and 2 epochs; of a sweep over depths, {some} images"
+    result = Result("S7", title)
     for name, cls in contenders(("bare", "ours-study")).items():
         _by_images(result, work, name, cls)
         _by_epochs(result, work, name, cls)
-    depths = {str(k): sweep_of(Workload(replace(work.sizes, images=work.sizes.images // 4)), k) for k in DEPTHS}
+    depths = {str(k): sweep_of(Workload(replace(work.sizes, images=some)), k) for k in DEPTHS}
     _add(result, f"{OURS}, depths of a sweep", interleave(depths, work.sizes.repeats))
     slope = exponent([row for row in result.rows if row.contender.endswith("depths of a sweep")])
     result.notes.append(f"{OURS}: time of a sweep grows as its depths to the power {slope:.2f}")

@@ -61,7 +61,8 @@ def work_in_process(key: str, mode: str, sizes: Sizes) -> None:
     work = Workload(sizes)
     cls = peer_class(key)
     assert cls is not None
-    network = work.network(work.half if mode == "half" else -1)
+    half = work.half  # looked for in every mode: its forward pass of an image belongs to no fit
+    network = work.network(half if mode == "half" else -1)
     job = work.job(network, frozen=mode != "full", epochs=1)
     memory = PeakMemory(work.device)
     memory.start()
