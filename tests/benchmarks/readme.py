@@ -1,15 +1,19 @@
-"""Put the medians of finished timings into a README: ``python tests/benchmarks/readme.py README FOLDER [FOLDER ...]``.
+"""Put finished timings into a README: ``python tests/benchmarks/readme.py README CHART FOLDER [FOLDER ...]``.
 
-A folder is what ``speed.py`` wrote. The table shows the scenarios in which this package and its peers do the same work.
+A folder is what ``speed.py`` wrote. The table shows the scenarios in which this package and its peers do the same work,
+the chart all of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from scenarios.figures import draw
+from scenarios.measure import Result, Row
 from scenarios.report import number
 
 from tl_lightning.study.overview import put_between
@@ -26,17 +30,29 @@ TARGET = re.compile(
 ONE_RUN = r", one run x .*"
 
 
-def medians(folder: Path) -> pd.DataFrame:
-    """Return a row for each scenario of a run that peers took part in: the median of each contender."""
+def read_results(folder: Path) -> list[Result]:
+    """Return the measurements that ``speed.py`` wrote to a folder."""
     titles = dict(TITLE.findall((folder / "speed.md").read_text(encoding="utf-8")))
-    values = pd.read_csv(folder / "speed.csv")
+    results = {name: Result(name, title) for name, title in titles.items()}
+    keys = ["scenario", "contender", "unit", "size"]
+    for (scenario, contender, unit, size), part in pd.read_csv(folder / "speed.csv").groupby(
+        keys, sort=False, dropna=False
+    ):
+        x = None if pd.isna(size) else float(size)
+        results[scenario].rows.append(Row(scenario, contender, unit, part["value"].tolist(), x))
+    return list(results.values())
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return a row for each scenario that peers took part in: the median of each contender."""
     rows = []
-    for (scenario, unit), part in values[values["unit"].isin(BETTER)].groupby(["scenario", "unit"]):
-        found = {column(name): _cell(name, runs["value"].median()) for name, runs in part.groupby("contender")}
+    for result in results:
+        unit = result.rows[0].unit
+        found = {column(row.contender): _cell(row) for row in result.rows if row.unit == unit}
         if "fastai" in found:
-            title = f"**{scenario}** {titles[str(scenario)]} ({unit}, {BETTER[str(unit)]} is better)"
+            title = f"**{result.scenario}** {result.title} ({unit}, {BETTER[unit]} is better)"
             rows.append({"": title, **{name: found.get(name, "") for name in CONTENDERS}})
-    return pd.DataFrame(rows)
+    return markdown_table(pd.DataFrame(rows))
 
 
 def column(contender: str) -> str:
@@ -45,9 +61,9 @@ def column(contender: str) -> str:
     return "Lightning" if plain.startswith("Lightning ") else plain
 
 
-def _cell(contender: str, value: float) -> str:
+def _cell(row: Row) -> str:
     """Return a median; a star marks what was extrapolated from one run."""
-    return number(value) + ("\\*" if re.search(ONE_RUN, contender) else "")
+    return number(row.median) + ("\\*" if re.search(ONE_RUN, row.contender) else "")
 
 
 def targets(folder: Path) -> list[str]:
@@ -63,11 +79,16 @@ def main() -> None:
     """Run the command line."""
     line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     line.add_argument("readme", type=Path, metavar="README", help="file with the two markers")
+    line.add_argument("chart", type=Path, metavar="CHART", help="PNG file to write")
     line.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="what speed.py wrote")
     options = line.parse_args()
-    table = markdown_table(pd.concat([medians(folder) for folder in options.folders]).sort_values(""))
+    results = sorted((r for folder in options.folders for r in read_results(folder)), key=lambda r: r.scenario)
     sentences = sorted(sentence for folder in options.folders for sentence in targets(folder))
-    put_between(options.readme, BEGIN, END, table + "\n\nTargets, set before:\n\n" + "\n".join(sentences))
+    machine = (options.folders[0] / "speed.md").read_text(encoding="utf-8").strip().splitlines()[-1]
+    draw(results, options.chart, machine)
+    put_between(
+        options.readme, BEGIN, END, f"{table(results)}\n\n{machine}\n\nTargets, set before:\n\n" + "\n".join(sentences)
+    )
 
 
 if __name__ == "__main__":

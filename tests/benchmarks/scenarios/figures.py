@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from scenarios.measure import Result, Row
 from scenarios.report import number
@@ -23,12 +24,12 @@ def draw(results: Sequence[Result], path: Path, caption: str) -> None:
     shown = [result for result in results if result.rows]
     if not shown:
         return
-    heights = [1.0 + 0.32 * len(_bars(result)) for result in shown]
+    heights = [4.5 if _lines(result) else 1.0 + 0.32 * len(_bars(result)) for result in shown]
     figure, axes = plt.subplots(
         len(shown), 1, figsize=(9, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
     )
     for ax, result in zip(axes[:, 0], shown, strict=True):
-        (_draw_growth if result.scenario in ("S3", "S7") and _lines(result) else _draw_bars)(ax, result)
+        (_draw_growth if _lines(result) else _draw_bars)(ax, result)
         ax.set_title(f"{result.scenario}  {result.title}", loc="left", fontsize=10, fontweight="bold")
         ax.spines[["top", "right"]].set_visible(False)
     figure.text(0.01, -0.01, caption, fontsize=8, color="#444444", va="top")
@@ -64,6 +65,8 @@ def _draw_bars(ax: Axes, result: Result) -> None:
     ax.margins(x=0.12)
     if max(row.median for row in rows) > 20 * min(row.median for row in rows):
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.set_xlabel(f"{ax.get_xlabel()}; logarithmic", fontsize=8)
 
 
 def _lines(result: Result) -> list[str]:
@@ -84,6 +87,8 @@ def _draw_growth(ax: Axes, result: Result) -> None:
         )
     ax.set(xscale="log", yscale="log", xlabel="times the smallest size", ylabel="s")
     ax.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.minorticks_off()
     ax.legend(fontsize=8, frameon=False)
 
