@@ -233,7 +233,7 @@ class TransferDataModule(LightningDataModule):
 
     def resize(self, images: Tensor) -> Tensor:
         """Return float32 [N, 3, image_size, image_size] in 0..1 from uint8 [N, 1 or 3, S, S]."""
-        pixels = images.float() / 255
+        pixels = images / 255
         if pixels.shape[-1] != self.image_size:
             size = [self.image_size, self.image_size]
             shrinks = pixels.shape[-1] > self.image_size

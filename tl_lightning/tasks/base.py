@@ -108,7 +108,7 @@ class TaskModule(pl.LightningModule):
 
     def normalise(self, image: Tensor) -> Tensor:
         """Return ``image`` [B, C, H, W] in [0, 1] with the channel statistics of the pretraining."""
-        return ((image - self.mean) / self.std).contiguous(memory_format=self._memory_format)
+        return (image - self.mean).div_(self.std).contiguous(memory_format=self._memory_format)
 
     def forward(self, image: Tensor) -> Any:
         """Return the backbone's output for images [B, 3, H, W] in [0, 1]."""
