@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import re
 import sys
 from pathlib import Path
 
@@ -21,9 +20,10 @@ SCRIPTS = sorted(path for path in (ROOT / "experiments").glob("*.py") if path.st
 
 
 def study_of(path: Path) -> Study:
-    """The study that a YAML belongs to; the one that all share is read by the first."""
-    name = re.sub(r"_(cifar10|smoke|bench)$", "", path.stem)
-    script = ROOT / "experiments" / f"{'freezing' if name == 'smoke' else name}.py"
+    """The study that a YAML belongs to, STUDY.yaml or STUDY_VARIANT.yaml; the one that all share is read by the first."""
+    named = [script for script in SCRIPTS if f"{path.stem}_".startswith(f"{script.stem}_")]
+    assert named or path.stem == "smoke"
+    script = named[0] if named else ROOT / "experiments" / "freezing.py"
     spec = importlib.util.spec_from_file_location(script.stem, script)
     assert spec is not None
     assert spec.loader is not None
