@@ -29,8 +29,8 @@ WHY: dict[tuple[str, str], str] = {
     "points above it.",
     ("10a", "transfer_vs_scratch"): "The fine-tuned network has 32 steps, scratch five times as many, which is enough "
     "for handwritten digits; with as many steps for both the gap is positive (see the note of the report).",
-    ("10b", "transfer_vs_scratch_bench"): "40 steps are too few for both: five times as many bring the fine-tuned network "
-    "as much as scratch, which is still improving at their end (see the learning curves), so that the gap cannot close.",
+    ("10b", "transfer_vs_scratch_bench"): "40 steps are too few for both: five times as many bring the fine-tuned "
+    "network as much as scratch, which is still improving at their end (see the learning curves).",
 }
 
 

@@ -20,7 +20,7 @@ SCRIPTS = sorted(path for path in (ROOT / "experiments").glob("*.py") if path.st
 
 
 def study_of(path: Path) -> Study:
-    """The study that a YAML belongs to, STUDY.yaml or STUDY_VARIANT.yaml; the one that all share is read by the first."""
+    """The study of STUDY.yaml or STUDY_VARIANT.yaml; the one that all share is read by the first."""
     named = [script for script in SCRIPTS if f"{path.stem}_".startswith(f"{script.stem}_")]
     assert named or path.stem == "smoke"
     script = named[0] if named else ROOT / "experiments" / "freezing.py"
