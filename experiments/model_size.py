@@ -2,7 +2,7 @@
 
 Question   How do accuracy, training time, operations (a proxy of energy), memory, latency and throughput change with
            the size of the network, fine-tuned and as a linear probe, and which networks no other beats in both?
-Command    python experiments/model_size.py               EfficientNet-Lite0/1/2 on ELPV, laptop, aims at 10 minutes
+Command    python experiments/model_size.py               EfficientNet-Lite0/1/2 on ELPV, laptop, 6 minutes
            python experiments/model_size.py --config configs/model_size_cifar10.yaml --gpus 1
 Expected   Better ImageNet models transfer better (Kornblith et al. 2019), though not on real-world sets (Fang et al.
            2023). Time follows neither parameters nor operations: MobileNetV2 has 0.30 GMACs and 3.5 M parameters,
