@@ -2,7 +2,7 @@
 
 Question   Which parts of an image speak for the class before, during and after training, which stages change, and can
            the maps be trusted?
-Command    python experiments/interpretability.py                 EfficientNet-Lite0 on ELPV, laptop, aims at 10 minutes
+Command    python experiments/interpretability.py                 EfficientNet-Lite0 on ELPV, laptop, 8 minutes
            python experiments/interpretability.py --config configs/interpretability_cifar10.yaml --gpus 1
 Expected   Early stages stay close to the pretrained ones, and two fine-tuned networks are more alike than two trained
            from scratch (Neyshabur et al. 2020). Grad-CAM changes when the weights are randomised, guided
