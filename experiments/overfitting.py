@@ -2,7 +2,7 @@
 
 Question   How much do dropout, weight decay, label smoothing, augmentation, early stopping and L2-SP bring, each alone
            and together, with few training images and with more; and do they make predictions better calibrated?
-Command    python experiments/overfitting.py              EfficientNet-Lite0 on ELPV, laptop, aims at 10 minutes
+Command    python experiments/overfitting.py              EfficientNet-Lite0 on ELPV, laptop, 8 minutes
            python experiments/overfitting.py --config configs/overfitting_cifar10.yaml --gpus 1
 Expected   Regularisers help most with little data and by little: 51.2 to 54.8 % on CUB at 15 % (Li et al. 2020).
            Augmentation helps a network trained from scratch more than a fine-tuned one.
