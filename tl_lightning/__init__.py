@@ -25,6 +25,7 @@ _EXPORTS = {
     "StepSeed": "tl_lightning.callbacks",
     "ActivationCache": "tl_lightning.features",
     "CachedDataModule": "tl_lightning.features",
+    "DepthwiseGradients": "tl_lightning.depthwise",
 }
 
 __all__ = [*_EXPORTS, "__version__"]

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from tl_lightning.backbones import InputSpec, Stages, create_backbone, input_spec
+from tl_lightning.depthwise import DepthwiseGradients
 from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.optim import install_lr_scale, lr_multiplier, stage_param_groups
 
@@ -112,7 +113,15 @@ class TaskModule(pl.LightningModule):
 
     def forward(self, image: Tensor) -> Any:
         """Return the backbone's output for images [B, 3, H, W] in [0, 1]."""
-        return self.backbone(self.normalise(image))
+        return self.run(self.backbone, self.normalise(image))
+
+    def run(self, network: nn.Module, maps: Tensor) -> Any:
+        """Return ``network(maps)``, on a CPU with ``DepthwiseGradients`` for the training steps."""
+        trains = torch.is_grad_enabled() and maps.device.type == "cpu"
+        if not trains or network._compiled_call_impl is not None or torch.compiler.is_compiling():
+            return network(maps)
+        with DepthwiseGradients():
+            return network(maps)
 
     def use_suffix(self, suffix: nn.Module | None) -> None:
         """Run ``suffix`` on the activations of a batch that holds ``activation`` in place of ``image``.
@@ -130,7 +139,7 @@ class TaskModule(pl.LightningModule):
             raise UserError("the batch holds activations but no suffix is set: call use_suffix first")
         suffix = self._suffix[0]
         suffix.training = self.training  # outside the module tree, so train() does not reach it
-        return suffix(batch["activation"])
+        return self.run(suffix, batch["activation"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build every named group (stage x decay) once, under one schedule for all of them."""

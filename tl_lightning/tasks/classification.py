@@ -89,7 +89,7 @@ class TransferModule(TaskModule):
             return super().output(batch)
         prefix, suffix = self._halves
         suffix.training = self.training  # outside the module tree, so train() does not reach it
-        return suffix(prefix(batch["image"])[0])
+        return self.run(suffix, prefix(batch["image"])[0])
 
     def loss(self, logits: Any, target: Tensor) -> Tensor:
         """Return the mean cross entropy; ``logits`` may be the tuple of a backbone with auxiliary heads."""

@@ -1,0 +1,163 @@
+"""Weight gradients of small depthwise convolutions, against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tl_lightning.depthwise import DepthwiseGradients
+from tl_lightning.tasks import TransferModule
+
+OWN = "_SmallDepthwiseBackward"
+
+
+def gradients(convolution, image, context=None):
+    """Return the output and the gradients of a sum weighted at random."""
+    image = image.detach().requires_grad_()
+    if context is None:
+        output = convolution(image)
+    else:
+        with context:
+            output = convolution(image)
+    weights = torch.rand(output.shape, generator=torch.Generator().manual_seed(1))
+    wanted = [image, *(p for p in convolution.parameters() if p.requires_grad)]
+    return output, torch.autograd.grad((output * weights).sum(), wanted)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    kernel=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    channels=st.integers(2, 5),
+    batch=st.integers(1, 4),
+    bias=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_output_is_the_same_and_gradients_agree(kernel, size, stride, padding, channels, batch, bias, channels_last):
+    if any(s + 2 * p < k for s, p, k in zip(size, padding, kernel, strict=True)):
+        return  # no output
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels, bias=bias)
+    image = torch.randn(batch, channels, *size)
+    if channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+    output, expected = gradients(convolution, image)
+    own_output, own = gradients(convolution, image, DepthwiseGradients())
+    assert torch.equal(own_output, output)
+    for ours, theirs in zip(own, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "side", "groups", "own"),
+    [
+        pytest.param(5, 6, 8, True, id="five pixels on six"),
+        pytest.param(7, 3, 8, True, id="seven on three"),
+        pytest.param(3, 2, 8, True, id="three on two"),
+        pytest.param(3, 6, 8, False, id="three on six, which oneDNN does quickly"),
+        pytest.param(5, 12, 8, False, id="five on twelve, too many pairs"),
+        pytest.param(5, 6, 4, False, id="two channels a group"),
+        pytest.param(5, 6, 1, False, id="dense"),
+    ],
+)
+def test_it_concerns_what_gains(kernel, side, groups, own):
+    convolution = nn.Conv2d(8, 8, kernel, padding=kernel // 2, groups=groups)
+    with DepthwiseGradients():
+        output = convolution(torch.randn(2, 8, side, side))
+    assert (OWN in type(output.grad_fn).__name__) is own
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(8, 8, 5, padding="same", groups=8),
+        nn.Conv2d(8, 8, 5, padding=2, groups=8).double(),
+        nn.Conv2d(8, 8, 5, padding=4, dilation=2, groups=8),
+        nn.Conv2d(8, 16, 5, padding=2, groups=8),
+        nn.Conv2d(8, 8, 5, padding=2, groups=8).requires_grad_(False),
+    ],
+)
+def test_everything_else_is_left_to_torch(convolution):
+    with DepthwiseGradients():
+        output = convolution(torch.randn(2, 8, 6, 6, dtype=convolution.weight.dtype, requires_grad=True))
+    assert OWN not in type(output.grad_fn).__name__
+
+
+def test_half_precision_is_left_to_torch():
+    convolution = nn.Conv2d(8, 8, 5, padding=2, groups=8)
+    with torch.autocast("cpu", torch.bfloat16), DepthwiseGradients():
+        output = convolution(torch.randn(2, 8, 6, 6))
+    assert OWN not in type(output.grad_fn).__name__
+
+
+def test_operations_counted_are_those_of_the_convolution():
+    convolution = nn.Conv2d(8, 8, 5, padding=2, groups=8)
+    with FlopCounterMode(display=False) as counter:
+        with DepthwiseGradients():
+            output = convolution(torch.randn(2, 8, 6, 6))
+        output.sum().backward()
+    counts = {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
+    forward = 2 * 2 * 8 * 36 * 25
+    assert counts["tl_lightning.depthwise_weight_gradient"] == counts["aten.convolution"] == forward
+
+
+def test_second_derivatives_are_those_of_torch():
+    convolution = nn.Conv2d(4, 4, 5, padding=2, groups=4)
+    image = torch.randn(2, 4, 3, 3)
+
+    def penalty(context):
+        image_ = image.clone().requires_grad_()
+        with context:
+            output = convolution(image_).square().sum()
+        (slope,) = torch.autograd.grad(output, image_, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), convolution.weight)[0]
+
+    torch.testing.assert_close(penalty(DepthwiseGradients()), penalty(torch.enable_grad()))
+
+
+def test_per_sample_gradients_of_a_task():
+    module = TransferModule("efficientnet_lite0", 3, channels_last=False).eval()
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    images, labels = torch.rand(2, 3, 32, 32), torch.tensor([0, 2])
+
+    def loss(parameters, image, label):
+        logits = torch.func.functional_call(module, parameters, image[None])
+        return nn.functional.cross_entropy(logits, label[None])
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, images, labels)
+    for position in range(2):
+        module.zero_grad()
+        nn.functional.cross_entropy(module(images[position][None]), labels[position][None]).backward()
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(each[name][position], parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_a_task_trains_with_it_and_agrees_with_its_network_alone():
+    torch.manual_seed(0)
+    module = TransferModule("efficientnet_lite0", 3).train()
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout) or "StochasticDepth" in type(layer).__name__:
+            layer.train(False)
+    image = torch.rand(4, 3, 64, 64)
+    gradients = []
+    for network in (module, lambda x: module.backbone(module.normalise(x))):
+        module.zero_grad()
+        network(image).square().sum().backward()
+        gradients.append([p.grad.clone() for p in module.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+    assert any(not torch.equal(a, b) for a, b in zip(*gradients, strict=True))  # it was not torch's own way
+
+
+def test_a_network_without_gradients_is_run_as_it_is():
+    module = TransferModule("efficientnet_lite0", 3).eval()
+    with torch.inference_mode():
+        assert torch.equal(
+            module(torch.ones(1, 3, 64, 64)), module.backbone(module.normalise(torch.ones(1, 3, 64, 64)))
+        )
