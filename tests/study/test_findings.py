@@ -70,6 +70,20 @@ def test_all_criteria_are_collected_in_the_order_of_findings(runs):
     assert table["verdict"].tolist() == ["**not decided**", "**fails**", "**holds**"]
 
 
+def test_what_one_run_did_not_measure_and_another_did_is_told_once(runs):
+    blank = replace(criterion("2b", 0.0, "not decided"), effect=Interval(float("nan"), float("nan"), float("nan"), 0))
+    never = replace(blank, finding="5b", claim="claim 5b")
+    for run in ("three", "four"):
+        (runs / run).mkdir()
+        report = Report(DESIGN, Own(sizes=[7]), runs / run, [], pd.DataFrame({"arm": ["a"], "seed": [0], "status": ["ok"]}), ["a"])  # noqa: E501  # fmt: skip
+        report.criterion(blank)
+        report.criterion(never)
+        report.write()
+    criteria = collect(runs)
+    assert list(criteria["finding"]) == ["2b", "5b", "9a", "10a"]
+    assert list(criteria["run"])[:2] == ["one", "four"]
+
+
 def test_failed_ones_stay_in_with_what_is_known_of_the_reason(runs):
     write_findings(collect(runs), runs, {("9a", "two"): "The maps are 3 cells wide."})
     text = (runs / "findings.md").read_text()

@@ -8,7 +8,7 @@ from tl_lightning.errors import UserError
 from tl_lightning.study.overview import BEGIN, END, overview, write_overview
 
 RESULTS = "arm,seed,status,data,wall_seconds\na,0,ok,elpv,60\na,1,ok,elpv,120\nb,0,failed,elpv,30\n"
-CRITERIA = "finding,verdict\n8a,holds\n6b,not decided\n8c,holds\n"
+CRITERIA = "finding,verdict,n\n8a,holds,3\n6b,not decided,3\n8c,holds,3\n8d,not decided,0\n"
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
+import errno
 import io
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -7,9 +10,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import metadata
+from tensorboard.summary.writer.event_file_writer import _AsyncWriter
 from torch.utils.tensorboard import SummaryWriter
 
-from tl_lightning.study.tensorboard import rasterise, write_figures, write_hparams
+from tl_lightning.study.tensorboard import errors_told_once, rasterise, write_figures, write_hparams
 
 
 def curves(folder):
@@ -84,3 +88,36 @@ def test_a_foreign_file_beside_the_figures_stays(tmp_path):
     (tmp_path / "figures" / "notes.txt").write_text("mine")
     write_figures(tmp_path, {})
     assert (tmp_path / "figures" / "notes.txt").read_text() == "mine"
+
+
+class FullDisk:
+    """A record writer on a disk without room."""
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What Python was to print of errors in threads."""
+    errors = []
+    monkeypatch.setattr(threading, "excepthook", lambda raised: errors.append(raised.exc_type))
+    return errors
+
+
+def test_a_full_disk_is_told_by_the_next_call_and_not_by_a_thread_as_well(told):
+    with errors_told_once():
+        writer = _AsyncWriter(FullDisk(), 1, 1)
+        writer.write(b"first")
+        writer._worker.join(10)
+        with pytest.raises(OSError, match="No space left"):
+            writer.write(b"second")
+    assert told == []
+
+
+def test_other_errors_of_threads_are_told(told):
+    thread = threading.Thread(target=lambda: int("of a user's thread"))
+    with errors_told_once():
+        thread.start()
+        thread.join()
+    assert told == [ValueError]

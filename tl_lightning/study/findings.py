@@ -24,6 +24,9 @@ VERDICTS = {"holds": (HIGHER, "o"), "fails": (LOWER, "s"), "not decided": (UNDEC
 def collect(folder: Path) -> pd.DataFrame:
     """Return the criteria of all studies in ``folder``, a criterion a row, by finding.
 
+    A run of a part of a study has rows of the other parts that say "not measured"; they are left out where another
+    run measured.
+
     Args:
         folder: Holds an output folder for each run, with its ``criteria.csv``.
 
@@ -40,8 +43,16 @@ def collect(folder: Path) -> pd.DataFrame:
             frames.append(frame.assign(run=path.parent.name)[_columns(frame)])
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} is no criteria file: {' '.join(str(error).split())}") from error
-    criteria = pd.concat(frames, ignore_index=True)
+    criteria = _without_repeated_blanks(pd.concat(frames, ignore_index=True))
     return criteria.sort_values(["finding", "run"], key=lambda column: column.map(_natural)).reset_index(drop=True)
+
+
+def _without_repeated_blanks(criteria: pd.DataFrame) -> pd.DataFrame:
+    """Drop what a run did not measure and another run of the study did; of what none measured, one row stays."""
+    blank = criteria["effect"].isna() & (criteria["n"] == 0)
+    claim = criteria[["study", "finding", "claim"]]
+    measured = pd.MultiIndex.from_frame(claim).isin(pd.MultiIndex.from_frame(claim[~blank]))
+    return criteria[~blank | ~(measured | claim.duplicated())]
 
 
 def findings_table(criteria: pd.DataFrame) -> pd.DataFrame:

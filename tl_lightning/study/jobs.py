@@ -25,6 +25,7 @@ from tl_lightning.study.launchers.source import StudySource
 from tl_lightning.study.records import RecordStore
 from tl_lightning.study.settings import Settings
 from tl_lightning.study.signals import Stopped, stop_signals
+from tl_lightning.study.tensorboard import errors_told_once
 from tl_lightning.study.trial_run import run_claimed
 from tl_lightning.study.work import Work
 
@@ -89,7 +90,8 @@ def help_along() -> None:
     settings = study.settings(**note["settings"])
     out = Path(note["folder"])
     store = RecordStore(out)
-    with stop_signals(), contextlib.suppress(Stopped, UserError), share_of_threads(study, settings), store.claims:
+    told_by_the_leader = contextlib.suppress(Stopped, UserError)
+    with stop_signals(), told_by_the_leader, errors_told_once(), share_of_threads(study, settings), store.claims:
         work = Work(study.trials(settings, out), store, settings.retry_failed)
         for trial in work.claimed(lambda record: None, lambda trials: None):
             run_claimed(study, settings, trial, store)

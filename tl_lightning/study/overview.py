@@ -89,6 +89,7 @@ def _verdicts(path: Path) -> str:
     if not path.is_file():
         return "none"
     criteria = pd.read_csv(path, dtype={"finding": str})
+    criteria = criteria[criteria["n"] > 0]  # the others were not part of this run
     by_verdict = criteria.groupby("verdict", sort=False)["finding"].agg(lambda names: ", ".join(dict.fromkeys(names)))
     order = [verdict for verdict in ("holds", "fails", "not decided") if verdict in by_verdict]
     return "; ".join(f"{verdict}: {by_verdict[verdict]}" for verdict in order)

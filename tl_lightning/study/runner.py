@@ -25,7 +25,7 @@ from tl_lightning.study.report import Report
 from tl_lightning.study.results import results_frame, summary_frame, write_results_csv, write_summary_csv
 from tl_lightning.study.settings import Settings
 from tl_lightning.study.signals import settle
-from tl_lightning.study.tensorboard import write_figures
+from tl_lightning.study.tensorboard import errors_told_once, write_figures
 from tl_lightning.study.trial_run import run_claimed
 from tl_lightning.study.work import Work
 
@@ -60,6 +60,7 @@ def run_study(study: Study, settings: Settings) -> int:
         help_node_zero(store, settings)
         return 0
     with ExitStack() as stack:
+        stack.enter_context(errors_told_once())
         with store.lock(LOCK_SECONDS):
             defaults = study.settings().configuration()
             store.open({"study": study.name, **settings.configuration()}, settings.fresh, defaults)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,27 @@ def rasterise(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+@contextlib.contextmanager
+def errors_told_once() -> Iterator[None]:
+    """Leave an event file that cannot be written to whoever writes to it next, who is told.
+
+    The thread that writes for TensorBoard hands such an error on and also raises it where nobody can catch it, so that
+    Python prints a traceback before the line in which the study says that the disk is full.
+    """
+    before = threading.excepthook
+
+    def told_once(raised: threading.ExceptHookArgs) -> None:
+        writers = type(raised.thread).__module__.startswith("tensorboard.")
+        if not (writers and isinstance(raised.exc_value, OSError)):
+            before(raised)
+
+    threading.excepthook = told_once
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _shown(value: Any) -> str | float | bool:
