@@ -75,6 +75,17 @@ def targets(folder: Path) -> list[str]:
     ]
 
 
+def machines(folders: Sequence[Path]) -> str:
+    """Return a line of machine, versions and date for each that differs, with its scenarios where there are several."""
+    scenarios: dict[str, list[str]] = {}
+    for folder in folders:
+        text = (folder / "speed.md").read_text(encoding="utf-8")
+        scenarios.setdefault(text.strip().splitlines()[-1], []).extend(name for name, _ in TITLE.findall(text))
+    if len(scenarios) == 1:
+        return next(iter(scenarios))
+    return "\n".join(f"{', '.join(sorted(names))}: {line}" for line, names in scenarios.items())
+
+
 def main() -> None:
     """Run the command line."""
     line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,10 +95,10 @@ def main() -> None:
     options = line.parse_args()
     results = sorted((r for folder in options.folders for r in read_results(folder)), key=lambda r: r.scenario)
     sentences = sorted(sentence for folder in options.folders for sentence in targets(folder))
-    machine = (options.folders[0] / "speed.md").read_text(encoding="utf-8").strip().splitlines()[-1]
-    draw(results, options.chart, machine)
+    where = machines(options.folders)
+    draw(results, options.chart, where)
     put_between(
-        options.readme, BEGIN, END, f"{table(results)}\n\n{machine}\n\nTargets, set before:\n\n" + "\n".join(sentences)
+        options.readme, BEGIN, END, f"{table(results)}\n\n{where}\n\nTargets, set before:\n\n" + "\n".join(sentences)
     )
 
 
