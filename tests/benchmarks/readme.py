@@ -83,7 +83,7 @@ def machines(folders: Sequence[Path]) -> str:
         scenarios.setdefault(text.strip().splitlines()[-1], []).extend(name for name, _ in TITLE.findall(text))
     if len(scenarios) == 1:
         return next(iter(scenarios))
-    return "\n".join(f"{', '.join(sorted(names))}: {line}" for line, names in scenarios.items())
+    return "\n\n".join(f"{', '.join(sorted(names))}: {line}" for line, names in scenarios.items())
 
 
 def main() -> None:
