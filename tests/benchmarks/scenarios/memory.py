@@ -35,7 +35,7 @@ def peak_memory(work: Workload) -> Result:
     result.targets.append(
         Target("S6", "head only / the best peer's head only", ratio(ours["head"], result.best(peers)), 1.0, "at most")
     )
-    result.notes.append("the issue sets no bound for memory; the bounds here are full fine-tuning and the best peer")
+    result.notes.append("the bounds are our own: full fine-tuning, and the best peer")
     return result
 
 
