@@ -1,7 +1,7 @@
 """Depthwise convolutions on a CPU with the gradient of their weights from one matrix product, where that is faster.
 
-oneDNN is quick at 3x3 kernels and slow at others: the weight gradient of a 5x5 depthwise convolution over 3x3 pixels
-takes up to forty times as long as its input gradient, a third of a training step of EfficientNet-Lite0 at 96 px.
+oneDNN is quick at 3x3 kernels and slow at larger ones: over 3x3 pixels the weight gradient of a 5x5 depthwise
+convolution takes tens of times as long as that of a 3x3 one (tests/benchmarks/depthwise.py prints both).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import register_flop_formula
 
-# 6x6 pixels to 6x6: measured at batches of 8 to 64 (tests/benchmarks/depthwise.py), 5x5 and 7x7 kernels take 0.02 to
-# 1.1 of oneDNN's time up to here and more than its time beyond, in channels-last format.
+# 6x6 pixels to 6x6: measured alone in channels-last format (tests/benchmarks/depthwise.py), 5x5 and 7x7 kernels take
+# 0.02 to 1.1 of oneDNN's time up to here; beyond, 5x5 kernels mostly take more.
 LARGEST_PAIRS = 36 * 36
 
 
