@@ -25,7 +25,7 @@ _EXPORTS = {
     "StepSeed": "tl_lightning.callbacks",
     "ActivationCache": "tl_lightning.features",
     "CachedDataModule": "tl_lightning.features",
-    "DepthwiseGradients": "tl_lightning.depthwise",
+    "ConvolutionGradients": "tl_lightning.convolution_gradients",
 }
 
 __all__ = [*_EXPORTS, "__version__"]

@@ -1,7 +1,7 @@
-"""Depthwise convolutions on a CPU with the gradient of their weights from one matrix product, where that is faster.
+"""The weight gradient of a depthwise convolution as one matrix product.
 
 oneDNN is quick at 3x3 kernels and slow at larger ones: over 3x3 pixels the weight gradient of a 5x5 depthwise
-convolution takes tens of times as long as that of a 3x3 one (tests/benchmarks/depthwise.py prints both).
+convolution takes tens of times as long as that of a 3x3 one (tests/benchmarks/convolution_gradients.py prints both).
 """
 
 from __future__ import annotations
@@ -12,107 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import register_flop_formula
 
-# 6x6 pixels to 6x6: measured alone in channels-last format (tests/benchmarks/depthwise.py), 5x5 and 7x7 kernels take
-# 0.02 to 1.1 of oneDNN's time up to here; beyond, 5x5 kernels mostly take more.
-LARGEST_PAIRS = 36 * 36
 
-
-class DepthwiseGradients(TorchFunctionMode):
-    """Context in which small depthwise convolutions compute their weight gradient as a product over pixel pairs.
-
-    The output is that of ``conv2d`` bit for bit, the gradients are equal up to rounding. It concerns convolutions in
-    float32 on a CPU with one filter a channel, at most ``LARGEST_PAIRS`` pairs of input and output pixels, and a
-    kernel of 5 or more pixels or larger than its input; every other call is left alone. Tasks use it by themselves::
-
-        with DepthwiseGradients():
-            loss = criterion(network(image), label)
-        loss.backward()
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``func``, or the faster form of it."""
-        if func is torch.conv2d:
-            call = _arguments(*args, **(kwargs or {}))
-            if call is not None:
-                return _SmallDepthwise.apply(*call)
-        return func(*args, **(kwargs or {}))
-
-
-def _arguments(
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> tuple[Any, ...] | None:
-    """Return the arguments of a convolution that gains, or None."""
-    if groups == 1 or not (
-        isinstance(input, Tensor) and isinstance(weight, Tensor) and isinstance(padding, int | tuple)
-    ):
-        return None
-    stride, padding, dilation = (_pair(value) for value in (stride, padding, dilation))
-    if not (
-        torch.is_grad_enabled()
-        and weight.requires_grad
-        and groups == weight.shape[0] == input.shape[1]
-        and input.ndim == 4
-        and dilation == (1, 1)
-        and input.device.type == "cpu"
-        and input.dtype == weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        return None
-    kernel, height, width = max(weight.shape[2:]), *input.shape[2:]
-    slow = kernel >= 5 or kernel > min(height, width)
-    few = prod(input.shape[2:]) * prod(_output_size(input, weight, stride, padding)) <= LARGEST_PAIRS
-    return (input, weight, bias, stride, padding) if slow and few else None
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
-
-
-def _output_size(input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> tuple[int, int]:
-    height, width = (
-        (input.shape[axis + 2] + 2 * padding[axis] - weight.shape[axis + 2]) // stride[axis] + 1 for axis in (0, 1)
-    )
-    return height, width
-
-
-class _SmallDepthwise(torch.autograd.Function):
-    """conv2d with another way to the weight gradient."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
-    ) -> Tensor:
-        return torch.conv2d(input, weight, bias, stride, padding, 1, weight.shape[0])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _, ctx.stride, ctx.padding = inputs
-        ctx.save_for_backward(input, weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        input, weight = ctx.saved_tensors
-        # Where the backward pass is itself differentiated (create_graph, torch.func), torch's own is needed.
-        own = ctx.needs_input_grad[1] and not torch.is_grad_enabled()
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not own, ctx.needs_input_grad[2]]
-        channels = weight.shape[0]
-        input_grad, weight_grad, bias_grad = torch.ops.aten.convolution_backward(
-            grad, input, weight, [channels], ctx.stride, ctx.padding, [1, 1], False, [0, 0], channels, wanted
-        )
-        if own:
-            weight_grad = depthwise_weight_gradient(input, grad, list(weight.shape[2:]), ctx.stride, ctx.padding)
-        return input_grad, weight_grad, bias_grad, None, None
+def output_size(
+    size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return height and width of a convolution's output."""
+    return tuple((s + 2 * p - k) // t + 1 for s, k, t, p in zip(size, kernel, stride, padding, strict=True))
 
 
 @torch.library.custom_op("tl_lightning::depthwise_weight_gradient", mutates_args=())

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from tl_lightning.backbones import InputSpec, Stages, create_backbone, input_spec
-from tl_lightning.depthwise import DepthwiseGradients
+from tl_lightning.convolution_gradients import ConvolutionGradients
 from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.optim import install_lr_scale, lr_multiplier, stage_param_groups
 
@@ -116,11 +116,11 @@ class TaskModule(pl.LightningModule):
         return self.run(self.backbone, self.normalise(image))
 
     def run(self, network: nn.Module, maps: Tensor) -> Any:
-        """Return ``network(maps)``, on a CPU with ``DepthwiseGradients`` for the training steps."""
+        """Return ``network(maps)``, on a CPU with ``ConvolutionGradients`` for the training steps."""
         trains = torch.is_grad_enabled() and maps.device.type == "cpu"
         if not trains or network._compiled_call_impl is not None or torch.compiler.is_compiling():
             return network(maps)
-        with DepthwiseGradients():
+        with ConvolutionGradients():
             return network(maps)
 
     def use_suffix(self, suffix: nn.Module | None) -> None:

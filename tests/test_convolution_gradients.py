@@ -1,4 +1,4 @@
-"""Weight gradients of small depthwise convolutions, against torch's own."""
+"""Gradients of small convolutions from matrix products, against torch's own."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tl_lightning.depthwise import DepthwiseGradients
+from tl_lightning.convolution_gradients import ConvolutionGradients
 from tl_lightning.tasks import TransferModule
 
-OWN = "_SmallDepthwiseBackward"
+DEPTHWISE, POINTWISE = "_DepthwiseBackward", "_PointwiseBackward"
 
 
-def gradients(convolution, image, context=None):
+def way(output):
+    """Return whose backward pass it is, None for torch's."""
+    name = type(output.grad_fn).__name__
+    return name if name in (DEPTHWISE, POINTWISE) else None
+
+
+def gradients(convolution, image, context, image_needs_it):
     """Return the output and the gradients of a sum weighted at random."""
-    image = image.detach().requires_grad_()
+    image = image.detach().requires_grad_(image_needs_it)
     if context is None:
         output = convolution(image)
     else:
         with context:
             output = convolution(image)
     weights = torch.rand(output.shape, generator=torch.Generator().manual_seed(1))
-    wanted = [image, *(p for p in convolution.parameters() if p.requires_grad)]
+    wanted = [tensor for tensor in (image, *convolution.parameters()) if tensor.requires_grad]
     return output, torch.autograd.grad((output * weights).sum(), wanted)
 
 
@@ -39,7 +45,9 @@ def gradients(convolution, image, context=None):
     bias=st.booleans(),
     channels_last=st.booleans(),
 )
-def test_output_is_the_same_and_gradients_agree(kernel, size, stride, padding, channels, batch, bias, channels_last):
+def test_depthwise_output_is_the_same_and_gradients_agree(
+    kernel, size, stride, padding, channels, batch, bias, channels_last
+):
     if any(s + 2 * p < k for s, p, k in zip(size, padding, kernel, strict=True)):
         return  # no output
     torch.manual_seed(0)
@@ -47,8 +55,32 @@ def test_output_is_the_same_and_gradients_agree(kernel, size, stride, padding, c
     image = torch.randn(batch, channels, *size)
     if channels_last:
         image = image.contiguous(memory_format=torch.channels_last)
-    output, expected = gradients(convolution, image)
-    own_output, own = gradients(convolution, image, DepthwiseGradients())
+    agrees(convolution, image)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    inputs=st.integers(1, 9),
+    outputs=st.integers(1, 9),
+    batch=st.integers(0, 4),
+    bias=st.booleans(),
+    image_needs_it=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_1x1_output_is_the_same_and_gradients_agree(size, inputs, outputs, batch, bias, image_needs_it, channels_last):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(inputs, outputs, 1, bias=bias)
+    image = torch.randn(batch, inputs, *size)
+    if channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+    agrees(convolution, image, image_needs_it)
+
+
+def agrees(convolution, image, image_needs_it=True):
+    """Check a convolution in the context against the same without."""
+    output, expected = gradients(convolution, image, None, image_needs_it)
+    own_output, own = gradients(convolution, image, ConvolutionGradients(), image_needs_it)
     assert torch.equal(own_output, output)
     for ours, theirs in zip(own, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -57,20 +89,23 @@ def test_output_is_the_same_and_gradients_agree(kernel, size, stride, padding, c
 @pytest.mark.parametrize(
     ("kernel", "side", "groups", "own"),
     [
-        pytest.param(5, 6, 8, True, id="five pixels on six"),
-        pytest.param(7, 3, 8, True, id="seven on three"),
-        pytest.param(3, 2, 8, True, id="three on two"),
-        pytest.param(3, 6, 8, False, id="three on six, which oneDNN does quickly"),
-        pytest.param(5, 12, 8, False, id="five on twelve, too many pairs"),
-        pytest.param(5, 6, 4, False, id="two channels a group"),
-        pytest.param(5, 6, 1, False, id="dense"),
+        pytest.param(5, 6, 8, DEPTHWISE, id="five pixels on six"),
+        pytest.param(7, 3, 8, DEPTHWISE, id="seven on three"),
+        pytest.param(3, 2, 8, DEPTHWISE, id="three on two"),
+        pytest.param(3, 6, 8, None, id="three on six, which oneDNN does quickly"),
+        pytest.param(5, 12, 8, None, id="five on twelve, too many pairs"),
+        pytest.param(5, 6, 4, None, id="two channels a group"),
+        pytest.param(5, 6, 1, None, id="dense"),
+        pytest.param(1, 32, 1, POINTWISE, id="one"),
+        pytest.param(1, 48, 1, None, id="one, too many pixels"),
+        pytest.param(1, 6, 4, None, id="one, in groups"),
     ],
 )
 def test_it_concerns_what_gains(kernel, side, groups, own):
     convolution = nn.Conv2d(8, 8, kernel, padding=kernel // 2, groups=groups)
-    with DepthwiseGradients():
-        output = convolution(torch.randn(2, 8, side, side))
-    assert (OWN in type(output.grad_fn).__name__) is own
+    with ConvolutionGradients():
+        output = convolution(torch.randn(2, 8, side, side).contiguous(memory_format=torch.channels_last))
+    assert way(output) == own
 
 
 @pytest.mark.parametrize(
@@ -81,25 +116,35 @@ def test_it_concerns_what_gains(kernel, side, groups, own):
         nn.Conv2d(8, 8, 5, padding=4, dilation=2, groups=8),
         nn.Conv2d(8, 16, 5, padding=2, groups=8),
         nn.Conv2d(8, 8, 5, padding=2, groups=8).requires_grad_(False),
+        nn.Conv2d(8, 16, 1, stride=2),
+        nn.Conv2d(8, 16, 1, padding=1),
+        nn.Conv2d(8, 16, 1).double(),
     ],
 )
 def test_everything_else_is_left_to_torch(convolution):
-    with DepthwiseGradients():
-        output = convolution(torch.randn(2, 8, 6, 6, dtype=convolution.weight.dtype, requires_grad=True))
-    assert OWN not in type(output.grad_fn).__name__
+    with ConvolutionGradients():
+        image = torch.randn(2, 8, 6, 6, dtype=convolution.weight.dtype).contiguous(memory_format=torch.channels_last)
+        output = convolution(image.requires_grad_())
+    assert way(output) is None
+
+
+def test_a_1x1_convolution_over_channels_first_maps_is_left_to_torch():
+    with ConvolutionGradients():
+        output = nn.Conv2d(8, 16, 1)(torch.randn(2, 8, 6, 6))
+    assert way(output) is None
 
 
 def test_half_precision_is_left_to_torch():
     convolution = nn.Conv2d(8, 8, 5, padding=2, groups=8)
-    with torch.autocast("cpu", torch.bfloat16), DepthwiseGradients():
+    with torch.autocast("cpu", torch.bfloat16), ConvolutionGradients():
         output = convolution(torch.randn(2, 8, 6, 6))
-    assert OWN not in type(output.grad_fn).__name__
+    assert way(output) is None
 
 
 def test_operations_counted_are_those_of_the_convolution():
     convolution = nn.Conv2d(8, 8, 5, padding=2, groups=8)
     with FlopCounterMode(display=False) as counter:
-        with DepthwiseGradients():
+        with ConvolutionGradients():
             output = convolution(torch.randn(2, 8, 6, 6))
         output.sum().backward()
     counts = {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
@@ -107,9 +152,16 @@ def test_operations_counted_are_those_of_the_convolution():
     assert counts["tl_lightning.depthwise_weight_gradient"] == counts["aten.convolution"] == forward
 
 
-def test_second_derivatives_are_those_of_torch():
-    convolution = nn.Conv2d(4, 4, 5, padding=2, groups=4)
-    image = torch.randn(2, 4, 3, 3)
+def test_operations_counted_of_a_1x1_convolution_are_its_own():
+    image = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with FlopCounterMode(display=False) as counter, ConvolutionGradients():
+        nn.Conv2d(8, 16, 1)(image).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 2 * 36 * 8 * 16
+
+
+@pytest.mark.parametrize("convolution", [nn.Conv2d(4, 4, 5, padding=2, groups=4), nn.Conv2d(4, 6, 1)])
+def test_second_derivatives_are_those_of_torch(convolution):
+    image = torch.randn(2, 4, 3, 3).contiguous(memory_format=torch.channels_last)
 
     def penalty(context):
         image_ = image.clone().requires_grad_()
@@ -118,7 +170,7 @@ def test_second_derivatives_are_those_of_torch():
         (slope,) = torch.autograd.grad(output, image_, create_graph=True)
         return torch.autograd.grad(slope.square().sum(), convolution.weight)[0]
 
-    torch.testing.assert_close(penalty(DepthwiseGradients()), penalty(torch.enable_grad()))
+    torch.testing.assert_close(penalty(ConvolutionGradients()), penalty(torch.enable_grad()))
 
 
 def test_per_sample_gradients_of_a_task():

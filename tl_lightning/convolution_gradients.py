@@ -1,0 +1,177 @@
+"""Convolutions on a CPU with gradients from matrix products, where those are faster than oneDNN's."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from tl_lightning.depthwise import depthwise_weight_gradient, output_size
+
+# Limits of what gains in channels-last format; tests/benchmarks/convolution_gradients.py prints both ways by size.
+# Depthwise, 6x6 pixels to 6x6: 5x5 and 7x7 kernels take 0.02 to 1.1 of oneDNN's time up to here, mostly more beyond.
+LARGEST_PAIRS = 36 * 36
+# 1x1: 0.5 to 1.0 of oneDNN's time up to so many pixels of a batch; beyond, narrow layers take up to 1.7.
+LARGEST_ROWS = 4096
+
+
+class ConvolutionGradients(TorchFunctionMode):
+    """Context in which small convolutions compute their gradients as matrix products.
+
+    The output is that of ``conv2d`` bit for bit, the gradients are equal up to rounding. It concerns two kinds, in
+    float32 on a CPU, and leaves every other call alone:
+
+    * depthwise convolutions with at most ``LARGEST_PAIRS`` pairs of input and output pixels, and a kernel of 5 or more
+      pixels or larger than its input: the weight gradient;
+    * 1x1 convolutions of stride 1 over channels-last maps of at most ``LARGEST_ROWS`` pixels in the batch.
+
+    Tasks use it by themselves::
+
+        with ConvolutionGradients():
+            loss = criterion(network(image), label)
+        loss.backward()
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``, or the faster form of it."""
+        if func is torch.conv2d:
+            faster = _faster(*args, **(kwargs or {}))
+            if faster is not None:
+                function, arguments = faster
+                return function.apply(*arguments)
+        return func(*args, **(kwargs or {}))
+
+
+def _faster(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[Any, tuple[Any, ...]] | None:
+    """Return the function for a convolution that gains and its arguments, or None."""
+    if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and isinstance(padding, int | tuple)):
+        return None
+    stride, padding, dilation = (_pair(value) for value in (stride, padding, dilation))
+    if not (
+        torch.is_grad_enabled()
+        and weight.requires_grad
+        and input.ndim == 4
+        and dilation == (1, 1)
+        and input.device.type == "cpu"
+        and input.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        return None
+    if _gains_pointwise(input, weight, stride, padding, groups):
+        return _Pointwise, (input, weight, bias)
+    if _gains_depthwise(input, weight, stride, padding, groups):
+        return _Depthwise, (input, weight, bias, stride, padding)
+    return None
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _gains_pointwise(
+    input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int
+) -> bool:
+    return (
+        groups == 1
+        and tuple(weight.shape[2:]) == stride == (1, 1)
+        and padding == (0, 0)
+        and len(input) * prod(input.shape[2:]) <= LARGEST_ROWS
+        and input.stride(1) == 1
+    )
+
+
+def _gains_depthwise(
+    input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int
+) -> bool:
+    if groups == 1 or not groups == weight.shape[0] == input.shape[1]:
+        return False
+    size, kernel = tuple(input.shape[2:]), tuple(weight.shape[2:])
+    slow = max(kernel) >= 5 or max(kernel) > min(size)
+    return slow and prod(size) * prod(output_size(size, kernel, stride, padding)) <= LARGEST_PAIRS
+
+
+class _Pointwise(torch.autograd.Function):
+    """A 1x1 convolution: a matrix product over the pixels, forward and backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.conv2d(input, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, _ = inputs
+        ctx.save_for_backward(input, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        input, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return _of_torch(grad, input, weight, (1, 1), (0, 0), 1, list(needs))
+        rows = grad.permute(0, 2, 3, 1).flatten(0, 2)  # [N * H * W, C']
+        batch, channels, height, width = input.shape
+        input_grad = weight_grad = bias_grad = None
+        if needs[0]:
+            input_grad = (rows @ weight.flatten(1)).view(batch, height, width, channels).permute(0, 3, 1, 2)
+        if needs[1]:
+            weight_grad = (rows.t() @ input.permute(0, 2, 3, 1).flatten(0, 2)).view_as(weight)
+        if needs[2]:
+            bias_grad = rows.sum(0)
+        return input_grad, weight_grad, bias_grad
+
+
+class _Depthwise(torch.autograd.Function):
+    """A depthwise convolution with another way to the weight gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        return torch.conv2d(input, weight, bias, stride, padding, 1, weight.shape[0])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, _, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(input, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        input, weight = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:3])
+        own = needs[1] and not torch.is_grad_enabled()
+        needs[1] = needs[1] and not own
+        gradients = list(_of_torch(grad, input, weight, ctx.stride, ctx.padding, len(weight), needs))
+        if own:
+            gradients[1] = depthwise_weight_gradient(input, grad, list(weight.shape[2:]), ctx.stride, ctx.padding)
+        return *gradients, None, None
+
+
+def _of_torch(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    groups: int,
+    needs: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return torch's gradients: also where the backward pass is itself differentiated (create_graph, torch.func)."""
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
+        grad, input, weight, [len(weight)], stride, padding, [1, 1], False, [0, 0], groups, needs
+    )
+    return gradients
