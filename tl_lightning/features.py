@@ -100,6 +100,12 @@ class CachedDataModule(LightningDataModule):
         """Names of the classes, known after ``setup``."""
         return self.datamodule.class_names
 
+    def __str__(self) -> str:
+        """Return what it holds."""
+        return f"{type(self).__name__} at {self._name!r} of {self.datamodule}"
+
+    __repr__ = __str__
+
     def prepare_data(self) -> None:
         """Download what is missing."""
         self.datamodule.prepare_data()

@@ -11,6 +11,8 @@ from pictures import write_folder
 from torch.nn import functional as F
 
 from tl_lightning.data import DATASETS, TransferDataModule, corrupt
+from tl_lightning.features import CachedDataModule
+from tl_lightning.tasks import TransferModule
 
 
 def ready(name: str = "digits", data_dir: Path | None = None, **kwargs) -> TransferDataModule:
@@ -204,3 +206,15 @@ def test_every_set_has_a_card() -> None:
         assert card.licence
         assert card.source
         assert name == "imagefolder" or card.classes
+
+
+def test_it_prints_what_it_holds_and_before_setup_what_it_is() -> None:
+    data = TransferDataModule("digits", image_size=20, batch_size=16, samples_per_class=5, val_samples=30)
+    assert str(data) == "TransferDataModule('digits'): 20 px, batches of 16; not set up"
+    data.setup()
+    images = f"{len(data.train_set):,} train, {len(data.val_set):,} val, {len(data.test_set):,} test images"
+    assert str(data).splitlines()[1] == f"{images} of 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert repr(data) == str(data)
+    module = TransferModule("shufflenet_v2_x0_5", 10)
+    cached = CachedDataModule(data, module, module.stages.boundary_before("fc"))
+    assert str(cached) == f"CachedDataModule at 'mean' of {data}"

@@ -232,3 +232,10 @@ def test_voc_segmentation_is_tested_on_its_validation_part(tmp_path):
     assert data.class_names[7] == "car"
     assert [len(s) for s in (data.train_set, data.val_set, data.test_set)] == [3, 1, 2]
     assert set(np.unique(data.test_set.examples[0].mask)) == {0, 7, 20, 255}
+
+
+def test_it_prints_what_it_holds():
+    data = DenseDataModule(**{**FEW, "image_size": (48, 64)})
+    assert str(data) == "DenseDataModule('scenes'): 48 x 64 px, batches of 4; not set up"
+    data.setup()
+    assert str(data).splitlines()[1].startswith("12 train, 4 val, 4 test images of 10 classes: ")

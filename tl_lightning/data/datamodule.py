@@ -22,6 +22,7 @@ from tl_lightning.data.pixels import StreamedPixels
 from tl_lightning.data.shifts import check_shift
 from tl_lightning.data.sources import PixelSource
 from tl_lightning.data.store import Storage
+from tl_lightning.data.summary import summary
 from tl_lightning.data.torchvision_sets import LOADERS
 from tl_lightning.data.unlabelled import PredictedImages, unlabelled_files, unlabelled_images
 from tl_lightning.errors import UserError, unknown_name
@@ -155,6 +156,12 @@ class TransferDataModule(LightningDataModule):
     def num_classes(self) -> int:
         """Number of classes, known after ``setup``."""
         return len(self.class_names)
+
+    def __str__(self) -> str:
+        """Return what it holds."""
+        return summary(self, self.name, (self.image_size, self.image_size), self.batch_size, self.class_names)
+
+    __repr__ = __str__
 
     def prepare_data(self) -> None:
         """Download what is missing (Lightning calls this on one process of a machine)."""

@@ -16,6 +16,7 @@ from tl_lightning.data.dense_datasets import DenseCard, DenseRequest, RawDenseSe
 from tl_lightning.data.dense_set import DenseLoader, DenseSet, read_examples
 from tl_lightning.data.dense_sources import ExampleSource, Size
 from tl_lightning.data.partition import PARTS, Part
+from tl_lightning.data.summary import summary
 from tl_lightning.data.unlabelled import PredictedImages, UnlabelledSet, unlabelled_files
 from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.paths import user_path
@@ -135,6 +136,12 @@ class DenseDataModule(LightningDataModule):
     def num_classes(self) -> int:
         """Number of classes, known after ``setup``: without the background for detection, with it for segmentation."""
         return len(self.class_names)
+
+    def __str__(self) -> str:
+        """Return what it holds."""
+        return summary(self, self.name, self.size, self.batch_size, self.class_names)
+
+    __repr__ = __str__
 
     def prepare_data(self) -> None:
         """Download what is missing (Lightning calls this on one process of a machine)."""
