@@ -159,7 +159,7 @@ class TransferDataModule(LightningDataModule):
 
     def __str__(self) -> str:
         """Return what it holds."""
-        return summary(self, self.name, (self.image_size, self.image_size), self.batch_size, self.class_names)
+        return summary(self, self.card.name, (self.image_size, self.image_size), self.batch_size, self.class_names)
 
     __repr__ = __str__
 

@@ -139,7 +139,7 @@ class DenseDataModule(LightningDataModule):
 
     def __str__(self) -> str:
         """Return what it holds."""
-        return summary(self, self.name, self.size, self.batch_size, self.class_names)
+        return summary(self, self.card.name, self.size, self.batch_size, self.class_names)
 
     __repr__ = __str__
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from tl_lightning.data import TransferDataModule
 from tl_lightning.errors import UserError
 from tl_lightning.paths import user_path
 from tl_lightning.study.atomic import plain
@@ -103,23 +104,7 @@ def pretrained_on(
     budget = Budget(epochs or settings.epochs, 1)
     if steps is not None:
         budget = step_budget(steps, len(images.train_set), settings.batch_size, VALIDATIONS)
-    what = {
-        "data": settings.data,
-        "classes": images.class_names,
-        "seed": seed,
-        "backbone": backbone or settings.backbone,
-        "start": weights,
-        "image_size": settings.image_size,
-        "epochs": budget.epochs,
-        "batch_size": settings.batch_size,
-        "learning_rates": rates,
-        "optimizer": settings.optimizer,
-        "weight_decay": settings.weight_decay,
-        "precision": settings.precision,
-        "data_fingerprint": images.fingerprint("train"),
-        "val_fingerprint": images.fingerprint("val"),
-        **environment(),
-    }
+    what = _identity(settings, images, seed, backbone or settings.backbone, weights, budget.epochs)
     key = hashlib.sha256(json.dumps(plain(what), sort_keys=True).encode()).hexdigest()[:12]
     own = user_path(folder) / f"{what['backbone']}-{key}"
     own.mkdir(parents=True, exist_ok=True)
@@ -138,6 +123,29 @@ def pretrained_on(
             )
             _keep(own / WEIGHTS, fits, {**what, "train_images": len(images.train_set)})
     return own / WEIGHTS
+
+
+def _identity(
+    settings: Settings, images: TransferDataModule, seed: int, backbone: str, weights: str, epochs: int
+) -> dict[str, Any]:
+    """Return what decides a source network: two calls that agree in it get the same one."""
+    return {
+        "data": settings.data,
+        "classes": images.class_names,
+        "seed": seed,
+        "backbone": backbone,
+        "start": weights,
+        "image_size": settings.image_size,
+        "epochs": epochs,
+        "batch_size": settings.batch_size,
+        "learning_rates": settings.rate_list(),
+        "optimizer": settings.optimizer,
+        "weight_decay": settings.weight_decay,
+        "precision": settings.precision,
+        "data_fingerprint": images.fingerprint("train"),
+        "val_fingerprint": images.fingerprint("val"),
+        **environment(),
+    }
 
 
 def source_record(path: str | Path) -> dict[str, Any]:

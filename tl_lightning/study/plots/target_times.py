@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tl_lightning.errors import UserError
@@ -53,18 +55,8 @@ def target_times(
     for row, arm in enumerate(arms):
         own = shown[shown["arm"] == arm]
         reached = own["reached"].to_numpy(dtype=bool)
-        spread = np.linspace(-0.12, 0.12, len(own)) if len(own) > 1 else np.zeros(1)
         colour = _colour((ratios or {}).get(arm), bool(reached.all()))
-        axes.scatter(own[cost][reached], row + spread[reached], s=22, color=colour, linewidths=0, zorder=3)
-        axes.scatter(
-            own[cost][~reached],
-            row + spread[~reached],
-            s=34,
-            marker=">",
-            facecolors="white",
-            edgecolors=colour,
-            zorder=3,
-        )
+        _draw_seeds(axes, row, own[cost].to_numpy(), reached, colour)
         if reached.all():
             axes.plot([means[arm]] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2.4, zorder=2)
         if texts and arm in texts:
@@ -81,6 +73,14 @@ def target_times(
     figure.suptitle(title, x=0.01, ha="left", fontsize=9, color="#555555")
     dress(axes, "x")
     return figure
+
+
+def _draw_seeds(axes: Axes, row: int, costs: np.ndarray, reached: np.ndarray, colour: str) -> None:
+    """Draw an arm's seeds beside each other: dots, open triangles where the target was not met."""
+    places = row + (np.linspace(-0.12, 0.12, len(costs)) if len(costs) > 1 else np.zeros(1))
+    axes.scatter(costs[reached], places[reached], s=22, color=colour, linewidths=0, zorder=3)
+    missed: dict[str, Any] = {"marker": ">", "facecolors": "white", "edgecolors": colour}
+    axes.scatter(costs[~reached], places[~reached], s=34, zorder=3, **missed)
 
 
 def _colour(ratio: Interval | None, reached: bool) -> str:
