@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tl_lightning.depthwise import depthwise_weight_gradient, output_size
+from tl_lightning.weight_gradients import dense_weight_gradient, depthwise_weight_gradient, pixels_by_channel
 
 # Limits of what gains in channels-last format; tests/benchmarks/convolution_gradients.py prints both ways by size.
-# Depthwise, 6x6 pixels to 6x6: 5x5 and 7x7 kernels take 0.02 to 1.1 of oneDNN's time up to here, mostly more beyond.
-LARGEST_PAIRS = 36 * 36
-# 1x1: 0.5 to 1.0 of oneDNN's time up to so many pixels of a batch; beyond, narrow layers take up to 1.7.
-LARGEST_ROWS = 4096
+LARGEST_ROWS = 4096  # pixels of a batch for 1x1: 0.5 to 1.0 of oneDNN's time; beyond, narrow layers take up to 1.2
+LARGEST_PATCHES = 1024  # output pixels of a batch for dense 3x3: 0.07 to 1.1; beyond, wide layers take 0.7 to 1.0
+LARGEST_PAIRS = 36 * 36  # pairs of pixels for depthwise 5x5 and 7x7: 0.02 to 1.1, mostly more beyond
 
 
 class ConvolutionGradients(TorchFunctionMode):
     """Context in which small convolutions compute their gradients as matrix products.
 
-    The output is that of ``conv2d`` bit for bit, the gradients are equal up to rounding. It concerns two kinds, in
+    The output is that of ``conv2d`` bit for bit, the gradients are equal up to rounding. It concerns three kinds, in
     float32 on a CPU, and leaves every other call alone:
 
-    * depthwise convolutions with at most ``LARGEST_PAIRS`` pairs of input and output pixels, and a kernel of 5 or more
-      pixels or larger than its input: the weight gradient;
-    * 1x1 convolutions of stride 1 over channels-last maps of at most ``LARGEST_ROWS`` pixels in the batch.
+    * 1x1 convolutions of stride 1 over channels-last maps of at most ``LARGEST_ROWS`` pixels in the batch;
+    * other dense ones, channels-last, of at most ``LARGEST_PATCHES`` output pixels in the batch: the weight gradient;
+    * depthwise ones of at most ``LARGEST_PAIRS`` pairs of input and output pixels, with a kernel of 5 or more pixels
+      or larger than its input: the weight gradient.
 
     Tasks use it by themselves::
 
@@ -68,41 +68,33 @@ def _faster(
         and not torch.is_autocast_enabled("cpu")
     ):
         return None
-    if _gains_pointwise(input, weight, stride, padding, groups):
-        return _Pointwise, (input, weight, bias)
-    if _gains_depthwise(input, weight, stride, padding, groups):
-        return _Depthwise, (input, weight, bias, stride, padding)
-    return None
+    kernel = tuple(weight.shape[2:])
+    if groups == 1 and kernel == stride == (1, 1) and padding == (0, 0):
+        gains = input.stride(1) == 1 and len(input) * prod(input.shape[2:]) <= LARGEST_ROWS
+        return (_Pointwise, (input, weight, bias)) if gains else None
+    output = _output_size(input, weight, stride, padding)
+    if groups == 1:
+        gains = input.stride(1) == weight.stride(1) == 1 and len(input) * prod(output) <= LARGEST_PATCHES
+    else:
+        slow = max(kernel) >= 5 or max(kernel) > min(input.shape[2:])
+        few = prod(input.shape[2:]) * prod(output) <= LARGEST_PAIRS
+        gains = slow and few and groups == weight.shape[0] == input.shape[1]
+    return (_Spatial, (input, weight, bias, stride, padding, groups)) if gains else None
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
-def _gains_pointwise(
-    input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int
-) -> bool:
-    return (
-        groups == 1
-        and tuple(weight.shape[2:]) == stride == (1, 1)
-        and padding == (0, 0)
-        and len(input) * prod(input.shape[2:]) <= LARGEST_ROWS
-        and input.stride(1) == 1
+def _output_size(input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> tuple[int, int]:
+    height, width = (
+        (input.shape[axis + 2] + 2 * padding[axis] - weight.shape[axis + 2]) // stride[axis] + 1 for axis in (0, 1)
     )
-
-
-def _gains_depthwise(
-    input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int
-) -> bool:
-    if groups == 1 or not groups == weight.shape[0] == input.shape[1]:
-        return False
-    size, kernel = tuple(input.shape[2:]), tuple(weight.shape[2:])
-    slow = max(kernel) >= 5 or max(kernel) > min(size)
-    return slow and prod(size) * prod(output_size(size, kernel, stride, padding)) <= LARGEST_PAIRS
+    return height, width
 
 
 class _Pointwise(torch.autograd.Function):
-    """A 1x1 convolution: a matrix product over the pixels, forward and backward."""
+    """A 1x1 convolution of stride 1: a matrix product over the pixels, forward and backward."""
 
     generate_vmap_rule = True
 
@@ -121,32 +113,37 @@ class _Pointwise(torch.autograd.Function):
         needs = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return _of_torch(grad, input, weight, (1, 1), (0, 0), 1, list(needs))
-        rows = grad.permute(0, 2, 3, 1).flatten(0, 2)  # [N * H * W, C']
+        rows = pixels_by_channel(grad)
         batch, channels, height, width = input.shape
         input_grad = weight_grad = bias_grad = None
         if needs[0]:
             input_grad = (rows @ weight.flatten(1)).view(batch, height, width, channels).permute(0, 3, 1, 2)
         if needs[1]:
-            weight_grad = (rows.t() @ input.permute(0, 2, 3, 1).flatten(0, 2)).view_as(weight)
+            weight_grad = (rows.t() @ pixels_by_channel(input)).view_as(weight)
         if needs[2]:
             bias_grad = rows.sum(0)
         return input_grad, weight_grad, bias_grad
 
 
-class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution with another way to the weight gradient."""
+class _Spatial(torch.autograd.Function):
+    """A dense or depthwise convolution with another way to the weight gradient."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        groups: int,
     ) -> Tensor:
-        return torch.conv2d(input, weight, bias, stride, padding, 1, weight.shape[0])
+        return torch.conv2d(input, weight, bias, stride, padding, 1, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _, ctx.stride, ctx.padding = inputs
+        input, weight, _, ctx.stride, ctx.padding, ctx.groups = inputs
         ctx.save_for_backward(input, weight)
 
     @staticmethod
@@ -155,10 +152,11 @@ class _Depthwise(torch.autograd.Function):
         needs = list(ctx.needs_input_grad[:3])
         own = needs[1] and not torch.is_grad_enabled()
         needs[1] = needs[1] and not own
-        gradients = list(_of_torch(grad, input, weight, ctx.stride, ctx.padding, len(weight), needs))
+        gradients = list(_of_torch(grad, input, weight, ctx.stride, ctx.padding, ctx.groups, needs))
         if own:
-            gradients[1] = depthwise_weight_gradient(input, grad, list(weight.shape[2:]), ctx.stride, ctx.padding)
-        return *gradients, None, None
+            weight_gradient = dense_weight_gradient if ctx.groups == 1 else depthwise_weight_gradient
+            gradients[1] = weight_gradient(input, grad, list(weight.shape[2:]), list(ctx.stride), list(ctx.padding))
+        return *gradients, None, None, None
 
 
 def _of_torch(

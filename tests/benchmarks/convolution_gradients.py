@@ -1,4 +1,4 @@
-"""Print what ConvolutionGradients takes against oneDNN's gradients, by size: depthwise weights, 1x1 convolutions.
+"""Print what ConvolutionGradients takes against oneDNN's gradients, by size: 1x1, other dense, depthwise.
 
 python tests/benchmarks/convolution_gradients.py [--batches 16 64] [--kernels 3 5 7] [--repeats 9]
 """
@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tl_lightning.convolution_gradients import LARGEST_PAIRS, LARGEST_ROWS, _Pointwise
-from tl_lightning.depthwise import depthwise_weight_gradient
+from tl_lightning.convolution_gradients import LARGEST_PAIRS, LARGEST_PATCHES, LARGEST_ROWS, _Pointwise
+from tl_lightning.weight_gradients import dense_weight_gradient, depthwise_weight_gradient
 
 SIDES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
 PIXELS = 4608  # of one image's maps, over all channels
@@ -36,34 +36,52 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, channels last; ms; * within the limits\n")
-    print("depthwise, weight gradient\nbatch kernel side channels      oneDNN     own   ratio")
+    print("1x1, both gradients\nbatch inputs outputs side      oneDNN     own   ratio")
+    for batch in options.batches:
+        for inputs, outputs, side in POINTWISE:
+            pointwise(batch, inputs, outputs, side, options.repeats)
+    print("\ndense 3x3, weight gradient\nbatch channels side      oneDNN     own   ratio")
+    for batch in options.batches:
+        for channels in (64, 128, 256, 512):
+            for side in (1, 2, 3, 4, 6, 8):
+                dense(batch, channels, side, options.repeats)
+    print("\ndepthwise, weight gradient\nbatch kernel side channels      oneDNN     own   ratio")
     for batch in options.batches:
         for kernel in options.kernels:
             for side in SIDES:
                 depthwise(batch, kernel, side, options.repeats)
-    print("\n1x1, both gradients\nbatch inputs outputs side      oneDNN     own   ratio")
-    for batch in options.batches:
-        for inputs, outputs, side in POINTWISE:
-            pointwise(batch, inputs, outputs, side, options.repeats)
+
+
+def dense(batch: int, channels: int, side: int, repeats: int) -> None:
+    """Print one line."""
+    line = weight_gradients(batch, channels, side, 3, 1, repeats)
+    print(f"{batch:5} {channels:8} {side:4}   ", line, "*" if batch * side**2 <= LARGEST_PATCHES else "", flush=True)
 
 
 def depthwise(batch: int, kernel: int, side: int, repeats: int) -> None:
     """Print one line."""
     channels = min(1152, 4 * PIXELS // side**2)
-    weight = torch.randn(channels, 1, kernel, kernel)
+    line = weight_gradients(batch, channels, side, kernel, channels, repeats)
+    within = side**4 <= LARGEST_PAIRS and (kernel >= 5 or kernel > side)
+    print(f"{batch:5} {kernel:6} {side:4} {channels:8}   ", line, "*" if within else "", flush=True)
+
+
+def weight_gradients(batch: int, channels: int, side: int, kernel: int, groups: int, repeats: int) -> str:
+    """Return both medians, in turn, and their ratio."""
+    weight = torch.randn(channels, channels // groups, kernel, kernel).contiguous(memory_format=torch.channels_last)
     maps, grad = channels_last(batch, channels, side), channels_last(batch, channels, side)
     padding = [kernel // 2] * 2
 
     def onednn() -> tuple[Tensor, ...]:
         return torch.ops.aten.convolution_backward(
-            grad, maps, weight, None, [1, 1], padding, [1, 1], False, [0, 0], channels, [False, True, False]
+            grad, maps, weight, None, [1, 1], padding, [1, 1], False, [0, 0], groups, [False, True, False]
         )[1:2]
 
     def own() -> tuple[Tensor, ...]:
-        return (depthwise_weight_gradient(maps, grad, [kernel, kernel], [1, 1], padding),)
+        gradient = dense_weight_gradient if groups == 1 else depthwise_weight_gradient
+        return (gradient(maps, grad, [kernel, kernel], [1, 1], padding),)
 
-    print(f"{batch:5} {kernel:6} {side:4} {channels:8}   ", compared(onednn, own, repeats), end=" ")
-    print("*" if side**4 <= LARGEST_PAIRS and (kernel >= 5 or kernel > side) else "", flush=True)
+    return compared(onednn, own, repeats)
 
 
 def pointwise(batch: int, inputs: int, outputs: int, side: int, repeats: int) -> None:

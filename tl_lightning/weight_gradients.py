@@ -1,7 +1,8 @@
-"""The weight gradient of a depthwise convolution as one matrix product.
+"""Weight gradients of convolutions as one matrix product.
 
-oneDNN is quick at 3x3 kernels and slow at larger ones: over 3x3 pixels the weight gradient of a 5x5 depthwise
-convolution takes tens of times as long as that of a 3x3 one (tests/benchmarks/convolution_gradients.py prints both).
+oneDNN is slow at them on small maps: over one pixel that of a 3x3 convolution of 512 channels takes tens of times as
+long as its input gradient, and so does that of a 5x5 depthwise convolution over 3x3 pixels
+(tests/benchmarks/convolution_gradients.py prints both).
 """
 
 from __future__ import annotations
@@ -12,14 +13,36 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.flop_counter import register_flop_formula
 
 
-def output_size(
-    size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]
-) -> tuple[int, ...]:
-    """Return height and width of a convolution's output."""
-    return tuple((s + 2 * p - k) // t + 1 for s, k, t, p in zip(size, kernel, stride, padding, strict=True))
+def dense_weight_gradient(
+    input: Tensor, grad: Tensor, kernel: list[int], stride: list[int], padding: list[int]
+) -> Tensor:
+    """Return the gradient of a dense convolution's weight, [C', C, kernel height, kernel width], channels last.
+
+    The output pixels by channel times the patches of the input that they see: one matrix product.
+
+    Args:
+        input: Input of the convolution [N, C, H, W].
+        grad: Gradient of its output [N, C', H', W'].
+        kernel: Height and width of the kernel.
+        stride: Strides along height and width.
+        padding: Zeros on both sides along height and width.
+    """
+    batch, outputs, height, width = grad.shape
+    patches = pad(input, [padding[1], padding[1], padding[0], padding[0]]).permute(0, 2, 3, 1)
+    for axis in (0, 1):
+        patches = patches.unfold(axis + 1, kernel[axis], stride[axis])
+    patches = patches[:, :height, :width].permute(0, 1, 2, 4, 5, 3)  # [N, H', W', kernel height, kernel width, C]
+    weight = pixels_by_channel(grad).t() @ patches.reshape(batch * height * width, prod(kernel) * input.shape[1])
+    return weight.view(outputs, *kernel, input.shape[1]).permute(0, 3, 1, 2)
+
+
+def pixels_by_channel(maps: Tensor) -> Tensor:
+    """Return maps [N, C, H, W] as [N * H * W, C], without a copy where they are channels last."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 @torch.library.custom_op("tl_lightning::depthwise_weight_gradient", mutates_args=())
