@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tl_lightning.backbones import InputSpec, Stages, create_backbone, input_spec
 from tl_lightning.convolution_gradients import ConvolutionGradients
 from tl_lightning.errors import UserError, unknown_name
-from tl_lightning.optim import install_lr_scale, lr_multiplier, stage_param_groups
+from tl_lightning.optim import install_lr_scale, lr_multiplier, match_memory_format, stage_param_groups
 
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleName = Literal["constant", "step", "cosine", "one_cycle"]
@@ -172,11 +172,13 @@ class TaskModule(pl.LightningModule):
         return groups
 
     def on_train_start(self) -> None:
-        """Let a run that was stopped in mid-epoch go on with the batches that were left.
+        """Let a run go on in its memory format and, if stopped in mid-epoch, with the batches that were left.
 
         Lightning gives a loader its state when it sets the data up, and ``configure_optimizers`` makes that happen
         before the checkpoint is read, since it asks for the number of steps.
         """
+        for optimizer in self.trainer.optimizers:
+            match_memory_format(optimizer)
         self.trainer.fit_loop._load_combined_loader_states()
 
     def on_train_epoch_end(self) -> None:
