@@ -59,4 +59,5 @@ def test_the_criteria_can_hold_and_fail() -> None:
     [([0.89, 0.90, 0.89], "holds"), ([0.84, 0.85, 0.84], "fails"), ([0.95], "not decided"), ([], "not decided")],
 )
 def test_the_published_accuracy(accuracies, verdict) -> None:
-    assert published_accuracy(accuracies).verdict == verdict
+    found = published_accuracy(accuracies)
+    assert (found.verdict, found.published_effect) == (verdict, 88.4)

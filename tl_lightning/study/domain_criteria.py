@@ -102,6 +102,7 @@ def published_accuracy(accuracies: npt.ArrayLike) -> Criterion:
         claim="fine-tuning reaches the published accuracy on ELPV at the published split of 75 to 25 %",
         source="Deitsch et al. 2019",
         published="88.42 %",
+        published_effect=100 * PUBLISHED,
         rule="the interval of the accuracy reaches 88.4 %",
         effect=effect.scaled(100),
         unit="%",
