@@ -188,7 +188,10 @@ def report(report: study.Report) -> None:
 
 def _gains(report: study.Report, trials: pd.DataFrame, points: pd.DataFrame) -> None:
     worth = points[points[f"{TUNED} low"] > 0]
-    between = {m: f"between {100 * points[m].min():.0f} and {100 * points[m].max():.0f}" for m in GAINS}
+    lowest, highest = points[list(GAINS)].min() * 100, points[list(GAINS)].max() * 100
+    between = {m: f"between {lowest[m]:.0f} and {highest[m]:.0f}" for m in GAINS}
+    if len(points) == 1:
+        between = {m: f"at {lowest[m]:.0f}" for m in GAINS}
     report.conclude(
         f"Fine-tuning gains over training from random weights on {len(worth)} of {len(points)} targets (interval above "
         f"0); over all of them its gains lie {between[TUNED]} points above chance, those of the linear probe "
@@ -204,7 +207,7 @@ def _gains(report: study.Report, trials: pd.DataFrame, points: pd.DataFrame) -> 
     report.table(transfer_gains.gain_table(trials, points, METHODS, GAINS))
     report.text("What was measured on the training images of each target, the mean over the seeds:")
     report.table(transfer_gains.score_table(points))
-    if "score_frechet_bn" not in points or points["score_frechet_bn"].isna().any():
+    if len(points) < 2 or "score_frechet_bn" not in points or points["score_frechet_bn"].isna().any():
         return
     for method, name in GAINS.items():
         figure = study.plots.named_points(

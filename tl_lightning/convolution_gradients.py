@@ -94,7 +94,7 @@ def _output_size(input: Tensor, weight: Tensor, stride: tuple[int, int], padding
 
 
 class _Pointwise(torch.autograd.Function):
-    """A 1x1 convolution of stride 1: a matrix product over the pixels, forward and backward."""
+    """A 1x1 convolution of stride 1, its backward pass as matrix products over the pixels."""
 
     generate_vmap_rule = True
 
