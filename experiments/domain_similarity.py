@@ -3,7 +3,7 @@
 Question   How does the gain of transfer (fine-tuning and linear probe over training from random weights) go with the
            distance between source and target, and which distance or transferability score ranks the targets rightly?
 Command    python experiments/domain_similarity.py                 EfficientNet-Lite0 on eight targets, laptop
-           python experiments/domain_similarity.py --config configs/domain_similarity_bench.yaml     ELPV as published
+           python experiments/domain_similarity.py --config configs/domain_similarity_elpv.yaml      ELPV as published
            python experiments/domain_similarity.py --config configs/domain_similarity_cifar10.yaml --gpus 1
 Expected   Frozen features lose more than fine-tuned ones where the source is far (Yosinski et al. 2014); the gain
            shrinks with data (Raghu et al. 2019); distances and scores go with the gain, none wins everywhere
@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from tl_lightning import study
+from tl_lightning.callbacks import BatchAugmentation
 from tl_lightning.errors import UserError
 from tl_lightning.study import Arm, Trial, domain_criteria, near_far, transfer_gains
 from tl_lightning.study.above_chance import METRIC, train_and_test_above_chance
@@ -91,16 +93,20 @@ def check(settings: DomainSettings) -> None:
         raise UserError("sizes, train_images and near_far_epochs must be at least 1, published_epochs not negative")
     if settings.data != DomainSettings.data or settings.samples_per_class is not None:
         raise UserError("this study takes --targets and --train-images in place of --data and --samples-per-class")
-    if not settings.targets or not settings.near_far_rate > 0:
-        raise UserError("targets must name at least one target, and near_far_rate must be above 0")
+    if not settings.near_far_rate > 0 or settings.published_size < 0:
+        raise UserError("near_far_rate must be above 0 and published_size not negative")
+    if not arms(settings):
+        raise UserError("nothing to train: name at least one of targets, sizes, published_epochs and near_far")
     wanted = [settings.options(target.text) for target in study.parse_targets(settings.targets, settings.data_dir)]
     wanted += [settings.options(settings.sizes_target, max(settings.sizes))] if settings.sizes else []
     wanted += [settings.options(settings.source_images)] if settings.source_images else []
+    wanted += [settings.options("elpv")] if settings.published_epochs else []
     for options in wanted:
         images = study.data_module(settings, settings.seed_list()[0], **options)
         if len(images.val_set) < 4:
             raise UserError(f"{options['name']} has {len(images.val_set)} validation images where 4 are needed")
-    study.check_training(replace(settings, data=wanted[0]["name"], data_dir=wanted[0]["data_dir"]))
+    if wanted:
+        study.check_training(replace(settings, data=wanted[0]["name"], data_dir=wanted[0]["data_dir"]))
     near_far.check_domains(settings.domains(), settings.small())
 
 
@@ -110,12 +116,11 @@ def run(trial: Trial, settings: DomainSettings) -> dict[str, Any]:
     part, method = trial.arm.factors["part"], trial.arm.factors["method"]
     if part == "near and far":
         return near_or_far(trial, settings)
+    if part == "published":
+        return as_published(trial, settings)
     options = settings.options(trial.arm.factors["target"], trial.arm.factors.get("images_a_class"))
     classes = settings.target(trial.arm.factors["target"]).num_classes
     epochs = settings.epochs_for(options["samples_per_class"] * classes)
-    if part == "published":  # 75 % to train on, of which a fifth selects, 25 % to test on
-        options |= {"samples_per_class": None, "val_samples": None, "test_samples": None}
-        epochs = settings.published_epochs
     record = train_and_test_above_chance(
         trial,
         settings,
@@ -126,6 +131,25 @@ def run(trial: Trial, settings: DomainSettings) -> dict[str, Any]:
         inspect=inspector(trial, settings) if part == "targets" else None,
     )
     return {**record, "data": trial.arm.factors["target"]}
+
+
+def as_published(trial: Trial, settings: DomainSettings) -> dict[str, Any]:
+    """Fine-tune on the published split of ELPV: 75 % to train on, of which a fifth selects, 25 % to test on.
+
+    Deitsch et al. mirror, turn and shift the cells; here they are mirrored.
+    """
+    options = settings.options(trial.arm.factors["target"])
+    options |= {"samples_per_class": None, "val_samples": None, "test_samples": None}
+    options |= {"image_size": settings.published_size or settings.image_size}
+    mirrored = partial(BatchAugmentation, flip=True, vertical_flip=True, seed=trial.seed)
+    record = train_and_test_above_chance(
+        trial,
+        settings,
+        epochs=settings.published_epochs,
+        augmentation=mirrored if settings.published_flips else None,
+        data_options=options,
+    )
+    return {**record, "data": trial.arm.factors["target"], "image_size": options["image_size"]}
 
 
 def inspector(trial: Trial, settings: DomainSettings) -> Any:
@@ -173,15 +197,17 @@ def report(report: study.Report) -> None:
         report.conclude(f"**Overlap** of targets with ImageNet, if that is the source: {overlap}.")
     if transfer_gains.rankable(points, (TUNED, PROBE)):
         _correlations(report, points)
-    for method, name in GAINS.items():
+    for method, name in GAINS.items() if report.settings.targets else ():
         report.criterion(domain_criteria.scores_go_with_gain(points, method, name))
     near_and_far = report.results[report.results["part"] == "near and far"]
     probe, tuned = (near_far.near_minus_far(near_and_far, method, METRIC) for method in (PROBE, TUNED))
     if probe and tuned:
         _near_and_far(report, near_and_far, probe, tuned)
-    for criterion in domain_criteria.near_beats_far(probe, tuned, report.settings.near_far):
-        report.criterion(criterion)
-    _sizes(report)
+    if report.settings.near_far:
+        for criterion in domain_criteria.near_beats_far(probe, tuned, report.settings.near_far):
+            report.criterion(criterion)
+    if report.settings.sizes:
+        _sizes(report)
     published = report.results.loc[report.results["part"] == "published", "test_accuracy"]
     report.criterion(domain_criteria.published_accuracy(published))
 

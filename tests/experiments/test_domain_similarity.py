@@ -80,7 +80,7 @@ def test_every_criterion_is_there_and_none_is_decided_by_one_seed(finished) -> N
         (["--targets", '["digitz"]'], "did you mean digits"),
         (["--targets", '["digits:invertt"]'], "did you mean invert"),
         (["--targets", '["./nowhere"]'], "no folder ./nowhere"),
-        (["--targets", "[]"], "targets"),
+        (["--targets", "[]", "--sizes", "[]", "--near-far", "[]"], "nothing to train"),
         (["--data", "cifar10"], "--targets"),
         (["--samples-per-class", "5"], "--train-images"),
         (["--near-far", '["digits = 0,1 -> 2,3"]'], "two domains"),
@@ -99,3 +99,17 @@ def test_what_no_trial_could_run_is_one_line_before_the_first(arguments, message
     assert error.count("\n") == 1
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_the_published_split_alone_is_a_study(tmp_path) -> None:
+    """Mirrored images of another size, and no word of the parts that were not asked for."""
+    alone = ["--targets", "[]", "--sizes", "[]", "--near-far", "[]", "--source-images", "null"]
+    published = ["--published-epochs", "1", "--published-size", "32", "--published-flips"]
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as end:
+        main(load().STUDY, [*TINY, *alone, *published, "--image-size", "64", "--out", str(out)])
+    assert end.value.code == 0
+    record = pd.read_csv(out / "results.csv").iloc[0]
+    assert (record["arm"], record["image_size"]) == ("elpv as published", 32)
+    assert record["train_images"] > 1500
+    assert pd.read_csv(out / "criteria.csv")["finding"].tolist() == ["5b"]

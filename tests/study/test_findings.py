@@ -28,9 +28,11 @@ class Own(study.Settings):
 
     Args:
         sizes: Images a class.
+        mirrored: Mirror them.
     """
 
     sizes: list[int] = field(default_factory=lambda: [5, 20])
+    mirrored: bool = False
 
 
 DESIGN = study.Study("s", "Does it?", "", lambda _: [], lambda *_: {}, lambda _: None, settings=Own)
@@ -126,7 +128,7 @@ def test_the_script_prints_and_writes(runs):
         {},
         {"sizes": [1, 2], "learning_rates": [0.001, 0.01], "seeds": [3, 4]},
         {"data": "imagefolder", "data_dir": "my images", "precision": "bf16-mixed", "weight_decay": 0.0},
-        {"samples_per_class": None, "seeds": 7, "image_size": 224},
+        {"samples_per_class": None, "seeds": 7, "image_size": 224, "mirrored": True},
     ],
 )
 def test_the_command_repeats_the_settings(changed):

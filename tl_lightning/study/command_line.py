@@ -25,7 +25,8 @@ def command_line(study: Study, settings: Settings) -> str:
         value = getattr(settings, field.name)
         skipped = field.name in NOT_PART_OF_THE_STUDY and field.name != "seeds"
         if not skipped and value != getattr(default, field.name):
-            words += ["--" + field.name.replace("_", "-"), _text(value)]
+            flag = "--" + field.name.replace("_", "-")
+            words += [f"{flag}={_text(value)}"] if isinstance(value, bool) else [flag, _text(value)]
     return shlex.join(words)
 
 

@@ -107,7 +107,7 @@ def published_accuracy(accuracies: npt.ArrayLike) -> Criterion:
         effect=effect.scaled(100),
         unit="%",
         verdict="not decided" if effect.anecdotal else "holds" if reached else "fails",
-        note="" if len(found) else "Not run here: configs/domain_similarity_bench.yaml does.",
+        note="" if len(found) else "Not run here: configs/domain_similarity_elpv.yaml does.",
     )
 
 

@@ -16,12 +16,14 @@ class DomainSettings(Settings):
     """Settings of this study. `data` and `samples_per_class` are not used: see `targets` and `train_images`.
 
     Args:
-        targets: What to transfer to: SET, SET:SHIFT or SET:SHIFT:SEVERITY, where SET is a name or a folder of yours.
+        targets: What to transfer to: SET, SET:SHIFT or SET:SHIFT:SEVERITY, SET being a name or a folder of yours; or none.
         train_images: Training images of each target, in equal shares of its classes.
         source_images: Images of the source, written like a target; without them some distances are left out.
         sizes_target: Target of which the training-set size is varied.
         sizes: Training images a class on that target; all sizes get the same number of optimizer steps.
         published_epochs: Epochs of fine-tuning on all of ELPV's training images, as published; 0 leaves it out.
+        published_size: Side in pixels of the images there; 0 for ``image_size``.
+        published_flips: Mirror those images at random, left to right and top to bottom.
         near_far: Two domains, SET = CLASSES -> CLASSES, of which the first are pretrained on; empty for none.
         near_far_backbone: The network that is pretrained and transferred there.
         near_far_size: Side in pixels of the images there.
@@ -36,6 +38,8 @@ class DomainSettings(Settings):
     sizes_target: str = "elpv"
     sizes: list[int] = field(default_factory=lambda: [20, 160])
     published_epochs: int = 0
+    published_size: int = 0
+    published_flips: bool = False
     near_far: list[str] = field(default_factory=list)
     near_far_backbone: str = "resnet18"
     near_far_size: int = 32
