@@ -16,7 +16,7 @@ class DomainSettings(Settings):
     """Settings of this study. `data` and `samples_per_class` are not used: see `targets` and `train_images`.
 
     Args:
-        targets: What to transfer to: SET, SET:SHIFT or SET:SHIFT:SEVERITY, SET being a name or a folder of yours; or none.
+        targets: What to transfer to: SET, SET:SHIFT or SET:SHIFT:SEVERITY, SET being a name or your folder; or none.
         train_images: Training images of each target, in equal shares of its classes.
         source_images: Images of the source, written like a target; without them some distances are left out.
         sizes_target: Target of which the training-set size is varied.
