@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -167,29 +168,24 @@ def boxes_by_hand(checkpoint: Path, path: Path) -> list[list[float]]:
     return (boxes * torch.tensor([image.width / 64, image.height / 64] * 2)).tolist()
 
 
-def test_masks_are_predicted_in_the_size_of_the_file(tmp_path):
+def test_masks_are_predicted_in_the_size_of_the_file(tmp_path, capsys):
     checkpoint = fitted(tmp_path, "--model", "SegmentationModule", *SCENES, "--trainer.max_epochs", "1")
     photos = tmp_path / "photos" / "below"
     photos.mkdir(parents=True)
     for name, size in (("a.png", (90, 70)), ("a.jpg", (80, 60)), ("b.png", (50, 40))):
         Image.new("RGB", size, "white").save(photos / name)
+    Image.new("RGB", (50, 40), "white").save(os.fsencode(photos) + b"/caf\xe9.png", format="PNG")
     output = tmp_path / "found.csv"
-    run(
-        "predict",
-        "--ckpt_path",
-        str(checkpoint),
-        "--data.predict_dir",
-        str(tmp_path / "photos"),
-        "--output",
-        str(output),
-        *CPU,
-    )
+    predict = ("predict", "--ckpt_path", str(checkpoint), "--data.predict_dir", str(tmp_path / "photos"), *CPU)
+    run(*predict, "--output", str(output))
     rows = table(output)
-    assert [Path(row["mask"]).name for row in rows] == ["a.jpg.png", "a.png.png", "b.png"]
-    for row in rows:
+    assert [Path(row["mask"]).name for row in rows] == ["a.jpg.png", "a.png.png", "b.png", r"caf\udce9.png"]
+    for row in rows[:3]:
         with Image.open(row["mask"]) as mask, Image.open(row["image"]) as image:
             assert mask.size == image.size
             assert np.asarray(mask).max() <= 10  # ten digits and the background
+    assert "among the images" in refused(capsys, *predict, "--output", str(photos.with_suffix(".csv")))
+    assert Image.open(photos / "b.png").mode == "RGB"
 
 
 def refused(capsys, *arguments: str) -> str:

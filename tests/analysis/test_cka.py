@@ -99,7 +99,8 @@ def test_constant_side_is_not_a_number():
         (lambda: linear_cka(np.zeros((4, 2)), np.zeros((5, 2))), "4 and 5 rows"),
         (lambda: linear_cka(np.array([[1.0], [np.nan]]), np.zeros((2, 1))), "1 values that are not finite"),
         (lambda: minibatch_cka(np.zeros((3, 2)), np.zeros((3, 2))), "at least 4 rows"),
-        (lambda: layerwise_cka({"a": np.zeros((8, 2))}, {"b": np.zeros((9, 2))}), "{'a': 8, 'b': 9}"),
+        (lambda: layerwise_cka({"a": np.zeros((8, 2))}, {"b": np.zeros((9, 2))}), "{'a': 8} and {'b': 9}"),
+        (lambda: layerwise_cka({"a": np.zeros((8, 2))}, {"a": np.zeros((9, 2))}), "{'a': 8} and {'a': 9}"),
     ],
 )
 def test_mistakes_are_named(call, message):

@@ -175,3 +175,29 @@ def test_elpv_without_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"labels\.csv does not exist"):
         TransferDataModule("elpv", str(tmp_path)).setup()
+
+
+def test_a_class_of_trains_is_a_class(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "images", {"bus": 10, "car": 10, "train": 10})
+    assert ready(root).class_names == ["bus", "car", "train"]
+    write_folder(root / "train", {"diesel": 10, "steam": 10})
+    refused(root, "train can be the training part or a class beside bus, car")
+
+
+def test_parts_of_other_names_are_not_taken_for_classes(tmp_path: Path) -> None:
+    for part in ("training_set", "test_set"):
+        write_folder(tmp_path / "images" / part, {"ant": 10, "bee": 10})
+    refused(tmp_path / "images", "has test_set, training_set but no train folder")
+
+
+def test_a_hidden_folder_is_no_class(tmp_path: Path) -> None:
+    for part in ("val", "test"):
+        write_folder(tmp_path / "images" / part, {"ant": 10, "bee": 10})
+    (tmp_path / "images" / ".cache").mkdir()
+    refused(tmp_path / "images", "has test, val but no train folder")
+
+
+def test_a_link_to_itself_is_passed_over(folder: Path) -> None:
+    (folder / "ant" / "loop").symlink_to("loop")
+    (folder / "loop.png").symlink_to("loop.png")
+    assert read_all(ready(folder)) == 20

@@ -14,7 +14,8 @@ import pytest
 import torch
 from pictures import picture, write_folder
 
-from tl_lightning.data import TransferDataModule, cache, store
+from tl_lightning.data import TransferDataModule, cache, sources, store
+from tl_lightning.data.decoding import BadImageError
 from tl_lightning.data.pixels import DecodedPixels, MappedPixels, StreamedPixels, TensorPixels
 from tl_lightning.data.sources import FileSource
 
@@ -222,3 +223,27 @@ def test_decoding_in_threads_gives_the_same(root: Path) -> None:
     for out, threads in zip(outs, (1, 4), strict=True):
         FileSource(paths, threads=threads).read(positions, 16, out)
     assert torch.equal(*outs)
+
+
+def test_an_image_that_could_not_be_read_for_a_while_is_read_again(
+    root: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = root / "a" / sorted(os.listdir(root / "a"))[0]
+    decode = sources.decode_image
+
+    def refused(path: str, size: int, channels: int):
+        if Path(path) == locked:
+            raise BadImageError(path, "Permission denied")
+        return decode(path, size, channels)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sources, "decode_image", refused)
+        store._shared.clear()
+        for _ in range(2):  # from the files, then from the disk
+            data = TransferDataModule("imagefolder", str(root), image_size=16, on_bad_image="skip")
+            data.setup()
+            assert sum(map(len, (data.train_set, data.val_set, data.test_set))) == 39
+            store._shared.clear()
+    assert entry(own_cache)
+    data = ready(root, on_bad_image="skip")
+    assert sum(map(len, (data.train_set, data.val_set, data.test_set))) == 40

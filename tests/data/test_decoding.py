@@ -12,7 +12,7 @@ from pictures import picture, write_bomb
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
-from tl_lightning.data.decoding import BadImageError, decode_image, image_shape
+from tl_lightning.data.decoding import BadImageError, decode_image, image_shape, read_rgb
 
 
 def decoded(path: Path, size: int = 16, channels: int = 3) -> np.ndarray:
@@ -157,3 +157,19 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kind: str) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(BadImageError, match="truncated"):
         decode_image(path, 16)
+
+
+@pytest.mark.parametrize(("name", "format"), [("turned.tif", "TIFF"), ("phone.jpg", "MPO"), ("turned.webp", "WEBP")])
+def test_exif_orientation_is_that_of_every_format(tmp_path: Path, name: str, format: str) -> None:
+    """A phone's .jpg is often an MPO, and Pillow turns a TIFF by itself."""
+    image = Image.new("RGB", (32, 16), "blue")
+    image.paste("red", (0, 0, 16, 16))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    several = {"save_all": True, "append_images": [image]} if format == "MPO" else {}
+    image.save(tmp_path / name, format=format, exif=exif, **several)
+    assert image_shape(tmp_path / name) == (32, 16)
+    assert read_rgb(tmp_path / name).size == (16, 32)
+    top, bottom = decoded(tmp_path / name)[1].mean(0), decoded(tmp_path / name)[-2].mean(0)
+    assert top[0] > 200 > 50 > top[2]
+    assert bottom[2] > 200 > 50 > bottom[0]

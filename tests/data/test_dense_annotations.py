@@ -16,6 +16,8 @@ from tl_lightning.data.dense import DenseDataModule
 from tl_lightning.data.voc import read_voc
 from tl_lightning.errors import UserError
 
+ORDER = ["cell", "dot"]
+
 
 def message_of(error: pytest.ExceptionInfo[UserError]) -> str:
     message = str(error.value)
@@ -261,3 +263,25 @@ def test_both_formats_serve_the_same_batches(tmp_path):
         assert np.array_equal(one.image, other.image)
         assert np.allclose(one.boxes, other.boxes)
         assert np.array_equal(one.labels, other.labels)
+
+
+def test_the_order_of_the_classes_decides_the_labels_also_of_images_that_were_read_before(tmp_path):
+    root = write_coco(tmp_path)
+    counts = [setup("coco_boxes", root, class_names=names).label_counts("train") for names in (ORDER, ORDER[::-1])]
+    assert counts[0].tolist() == counts[1].tolist()[::-1]
+    assert counts[0][0] != counts[0][1]
+    assert len(setup("coco_boxes", root, class_names=["dot"]).label_counts("train")) == 1
+
+
+def test_a_class_that_coco_does_not_list_is_refused(tmp_path):
+    with pytest.raises(UserError) as error:
+        read_coco(write_coco(tmp_path), ["cel", "dot"])
+    assert "unknown class of" in message_of(error)
+    assert "'cel': did you mean cell?" in message_of(error)
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    root = write_voc(tmp_path)
+    picture(0, SIZE).save(root / "JPEGImages" / "00.png")
+    with pytest.raises(UserError, match=r"00\.jpg and 00\.png have the same name"):
+        read_voc(root)

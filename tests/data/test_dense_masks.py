@@ -119,3 +119,32 @@ def test_sixteen_bit_mask_within_a_byte(tmp_path):
 def test_translation_keeps_the_order_of_the_values():
     classes = MaskClasses(("background", "pet"), (2, 1), (3, 255))
     assert classes.translate(np.array([[1, 2, 3, 255]], np.uint8), "x").tolist() == [[1, 0, 255, 255]]
+
+
+def test_images_of_sixteen_bits_and_transparent_ones_are_read_as_in_classification(tmp_path):
+    root = write_masks(tmp_path, 12)
+    for path in sorted((root / "images").glob("*.jpg")):
+        path.unlink()
+        Image.fromarray(np.full(SIZE, 32768, np.uint16)).save(path.with_suffix(".png"))
+    Image.new("RGBA", SIZE[::-1], (0, 0, 0, 0)).save(root / "images" / "03.png")
+    data = setup(root)
+    means = {
+        int(i): example.image.mean()
+        for part in (data.train_set, data.val_set, data.test_set)
+        for i, example in zip(part.indices, part.examples, strict=True)
+    }
+    assert means.pop(3) == 255
+    assert set(means.values()) == {128}
+
+
+def test_masks_of_0_and_255_are_refused_where_255_is_void(tmp_path):
+    root = write_masks(tmp_path, values=(0, 255))
+    with pytest.raises(UserError, match=r"all training masks hold 0 and else only void \(255\)"):
+        setup(root, class_names=["background", "lesion"])
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    root = write_masks(tmp_path)
+    picture(0, SIZE).save(root / "images" / "00.png")
+    with pytest.raises(UserError, match=r"00\.jpg and 00\.png have the same name"):
+        setup(root)

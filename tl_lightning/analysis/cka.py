@@ -69,7 +69,7 @@ def layerwise_cka(
     Returns:
         Matrix [layers of ``first``, layers of ``second``] in the order of the dicts, each as from ``minibatch_cka``.
     """
-    rows = _common_rows({**first, **second})
+    rows = _common_rows(first, second)
     cross = np.zeros((len(first), len(second)))
     own_first, own_second = np.zeros((len(first), 1)), np.zeros((1, len(second)))
     for batch in _batches(rows, batch_size, seed):
@@ -81,11 +81,13 @@ def layerwise_cka(
     return _aligned(cross, own_first, own_second)
 
 
-def _common_rows(layers: Mapping[str, Array]) -> int:
-    rows = {name: len(as_numpy(values)) for name, values in layers.items()}
-    if len(set(rows.values())) != 1:
-        raise UserError(f"activations of the same examples are needed in all layers, but their numbers are {rows}")
-    return next(iter(rows.values()))
+def _common_rows(*models: Mapping[str, Array]) -> int:
+    rows = [{name: len(as_numpy(values)) for name, values in layers.items()} for layers in models]
+    numbers = {number for layers in rows for number in layers.values()}
+    if len(numbers) != 1:
+        named = " and ".join(map(str, rows))
+        raise UserError(f"activations of the same examples are needed in all layers, but their numbers are {named}")
+    return numbers.pop()
 
 
 def _batches(rows: int, batch_size: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:

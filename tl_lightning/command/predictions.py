@@ -40,7 +40,7 @@ class PredictionWriter(Callback):
         images: What to call the images.
 
     Raises:
-        UserError: The table cannot be written there.
+        UserError: The table cannot be written there, or the masks would lie among the images.
     """
 
     def __init__(self, output: str | Path, class_names: Sequence[str], images: PredictedImages) -> None:
@@ -50,6 +50,14 @@ class PredictionWriter(Callback):
         self.masks = _mask_names(images)
         self.columns: Row = []
         self.rows: dict[int, list[Row]] = {}
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Refuse to write masks among the images, where they would replace images or be taken for some later on."""
+        if not isinstance(pl_module, SegmentationModule) or not self.images.are_files:
+            return
+        masks, images = self.output.with_suffix("").resolve(), _common_folder(self.images).resolve()
+        if masks == images or images in masks.parents:
+            raise UserError(f"--output {self.output} would put the masks among the images, into {masks}")
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -82,15 +90,15 @@ class PredictionWriter(Callback):
         if isinstance(module, DetectionModule):
             return [[name, *rest] for rest in self._objects(found, shape[0] / size[0], shape[1] / size[1])]
         if isinstance(module, SegmentationModule):
-            return [[name, str(self._write_mask(position, found, shape))]]
+            return [[name, _printable(str(self._write_mask(position, found, shape)))]]
         probability, label = found.max(0)
-        return [[name, self.class_names[int(label)], f"{float(probability):.6f}"]]
+        return [[name, _printable(self.class_names[int(label)]), f"{float(probability):.6f}"]]
 
     def _objects(self, found: dict[str, Tensor], up: float, across: float) -> list[Row]:
         boxes = found["boxes"].cpu() * torch.tensor([across, up, across, up])
         labels, scores = found["labels"].tolist(), found["scores"].tolist()
         return [
-            [self.class_names[label - 1], f"{score:.6f}", *(f"{side:.2f}" for side in box)]
+            [_printable(self.class_names[label - 1]), f"{score:.6f}", *(f"{side:.2f}" for side in box)]
             for label, score, box in zip(labels, scores, boxes.tolist(), strict=True)
         ]
 
@@ -132,10 +140,14 @@ def _mask_names(images: PredictedImages) -> list[str]:
     """Return a file name for every image's mask: below the images' common folder, by stem where that is unique."""
     if not images.are_files:
         return [f"{name}.png" for name in images.names]
-    root = os.path.commonpath([os.path.dirname(name) for name in images.names])
+    root = _common_folder(images)
     relative = [os.path.relpath(name, root) for name in images.names]
     stems = Counter(os.path.splitext(name)[0] for name in relative)
     return [f"{stem}.png" if stems[stem := os.path.splitext(name)[0]] == 1 else f"{name}.png" for name in relative]
+
+
+def _common_folder(images: PredictedImages) -> Path:
+    return Path(os.path.commonpath([os.path.dirname(name) for name in images.names]))
 
 
 def _printable(name: str) -> str:

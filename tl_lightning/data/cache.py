@@ -28,7 +28,7 @@ from tl_lightning.data.decoding import BadImageError
 from tl_lightning.data.sources import PixelSource
 from tl_lightning.paths import user_path
 
-FORMAT = 1  # raise it when images are decoded differently: older entries are then not found
+FORMAT = 2  # raise it when images are decoded differently: older entries are then not found
 LIMIT_BYTES = 64 * 2**30  # entries used longest ago are removed above this
 
 _log = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ class DecodedCache:
     def load(self, into_memory: bool) -> tuple[Tensor, dict[int, BadImageError]] | None:
         """Return the images, in memory or memory-mapped, and those that could not be read; None without an entry.
 
-        A damaged entry is reported in one line and removed.
+        A damaged entry is reported in one line and removed. So is, silently, one in which an image failed that can be
+        read by now: that it could not may have been the disk's or the permissions' fault.
         """
         if not self.exists():
             return None
@@ -86,7 +87,15 @@ class DecodedCache:
             warnings.warn(f"decoded images in {self.array_path} are damaged ({error}): decoding again", stacklevel=2)
             self._remove(self.note_path)
             return None
+        if failures and len(self._still_failing(failures)) < len(failures):
+            self._remove(self.note_path)
+            return None
         return torch.from_numpy(images), failures
+
+    def _still_failing(self, failures: Mapping[int, BadImageError]) -> dict[int, BadImageError]:
+        positions = np.array(sorted(failures), dtype=np.int64)
+        out = torch.empty((len(positions), *self.shape[1:]), dtype=torch.uint8)
+        return self.source.read(positions, self.shape[-1], out)
 
     def decode(self) -> bool:
         """Decode the whole source into the cache, a block at a time; False (with a line) where it cannot be written."""

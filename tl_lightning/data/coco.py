@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tl_lightning.data.annotations import AnnotatedImage, AnnotatedSet
-from tl_lightning.errors import UserError
+from tl_lightning.errors import UserError, unknown_name
 
 LAYOUT = (
     "ROOT/annotations/instances_{train,val,test}*.json with ROOT/{train,val,test}*/, "
@@ -39,6 +39,9 @@ def read_coco(root: Path, class_names: Sequence[str] | None = None) -> Annotated
     known = _categories(contents["train"], files["train"])
     if class_names is None:
         class_names = [known[key] for key in sorted(known)]
+    for name in class_names:
+        if name not in known.values():
+            raise unknown_name(f"class of {files['train']}", name, known.values())
     parts = {part: _part(contents[part], path, root, tuple(class_names)) for part, path in files.items()}
     return AnnotatedSet(parts, tuple(class_names))
 

@@ -54,6 +54,8 @@ def image_shape(path: str | Path) -> tuple[int, int]:
     """
     try:
         with _open(path) as image:
+            if image.format == "TIFF":  # Pillow turns these by itself when it decodes them, the newest before that
+                image = _upright(image)
             width, height = image.size
             turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     except BadImageError:
@@ -61,6 +63,21 @@ def image_shape(path: str | Path) -> tuple[int, int]:
     except Exception as error:
         raise BadImageError(path, _reason(error)) from error
     return (width, height) if turned else (height, width)
+
+
+def read_rgb(path: str | Path) -> Image.Image:
+    """Return an image file as RGB in its own size, upright.
+
+    Raises:
+        BadImageError: The file cannot be used; says why.
+    """
+    try:
+        with _open(path) as image:
+            return _to_mode(_upright(image), "RGB")
+    except BadImageError:
+        raise
+    except Exception as error:
+        raise BadImageError(path, _reason(error)) from error
 
 
 def decode_image(path: str | Path, size: int, channels: int = 3) -> NDArray[np.uint8]:
@@ -113,7 +130,7 @@ def _open(path: str | Path) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    if image.format in ("JPEG", "PNG", "TIFF", "WEBP") and image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
         return ImageOps.exif_transpose(image)
     return image
 

@@ -11,11 +11,11 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from tl_lightning.data import scenes
 from tl_lightning.data.annotations import AnnotatedImage, OnBad, checked
-from tl_lightning.data.decoding import FORMATS
+from tl_lightning.data.decoding import BadImageError, read_rgb
 from tl_lightning.data.masks import MaskClasses, read_mask
 from tl_lightning.errors import UserError
 
@@ -88,8 +88,13 @@ class BoxFiles:
         return Path(self.images[position].path)
 
     def content_key(self) -> str:
-        """Return a hash of every file and its annotation file."""
-        return hash_files((file for image in self.images for file in (image.path, image.source)), self.on_bad)
+        """Return a hash of every file, its annotation file and its objects, whose numbers the classes decide."""
+        files = hash_files((file for image in self.images for file in (image.path, image.source)), self.on_bad)
+        digest = hashlib.blake2b(files.encode(), digest_size=16)
+        for image in self.images:
+            for values in (image.boxes, image.labels, image.crowd):
+                digest.update(b"%d\0" % len(values) + values.tobytes())
+        return digest.hexdigest()
 
 
 class MaskFiles:
@@ -156,16 +161,15 @@ class ComposedScenes:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Return an image file as RGB, upright.
+    """Return an image file as RGB, upright; see ``decoding`` for what becomes of 16 bits and transparency.
 
     Raises:
         UserError: It cannot be read.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow's plug-ins raise half a dozen types for damaged files
-        raise UserError(f"cannot read image {path}: {error}") from error
+        return read_rgb(path)
+    except BadImageError as error:
+        raise UserError(str(error)) from error
 
 
 def resized(image: Image.Image, size: Size) -> NDArray[np.uint8]:

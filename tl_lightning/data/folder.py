@@ -62,29 +62,49 @@ def image_files(folder: str | Path) -> list[str]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
-                    found.append(entry.path)
-                elif entry.is_dir():
+                if _is_folder(entry):
                     pending.append(entry.path)
+                elif entry.name.lower().endswith(EXTENSIONS) and os.path.isfile(entry.path):
+                    found.append(entry.path)
     return sorted(found)
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
-    below = {entry.name.lower(): entry for entry in sorted(root.iterdir()) if entry.is_dir()}
+    below = {name.lower(): root / name for name in _class_names(root)}
     folders = {
         part: next(below[alias] for alias in aliases if alias in below)
         for part, aliases in PART_NAMES.items()
         if any(alias in below for alias in aliases)
     }
+    if set(folders) == {"train"} and len(below) > 1:
+        return {"train": root} if _is_class(root, folders["train"], below) else folders
     if "train" in folders:
         return folders
-    if folders and len(folders) == len(below):
+    if below and all(name.startswith(("train", "val", "test")) for name in below):
         raise UserError(f"image folder {root} has {', '.join(sorted(below))} but no train folder; expected {LAYOUT}")
     return {"train": root}
 
 
+def _is_class(root: Path, train: Path, below: dict[str, Path]) -> bool:
+    """Whether a folder named train is a class (of trains) beside the other classes and not the training part."""
+    others = [folder.name for folder in below.values() if folder != train and image_files(folder)]
+    if others and _class_names(train):
+        raise UserError(
+            f"image folder {root}: {train.name} can be the training part or a class beside {', '.join(others)}; "
+            f"expected {LAYOUT}"
+        )
+    return bool(others)
+
+
 def _class_names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in folder.iterdir() if _is_folder(entry) and not entry.name.startswith("."))
+
+
+def _is_folder(entry: os.DirEntry[str] | Path) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _list_part(folder: Path, names: list[str]) -> RawPart:

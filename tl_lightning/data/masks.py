@@ -79,7 +79,21 @@ def _files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected {LAYOUT}")
     paths = sorted(path for path in folder.iterdir() if path.name.lower().endswith(EXTENSIONS))
-    return {path.stem: path for path in paths if not path.name.startswith(".")}
+    return by_stem(path for path in paths if not path.name.startswith("."))
+
+
+def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    """Return files by their name without ending.
+
+    Raises:
+        UserError: Two have the same.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in found:
+            raise UserError(f"{found[path.stem]} and {path.name} have the same name but for the ending: remove one")
+        found[path.stem] = path
+    return found
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
@@ -119,6 +133,7 @@ def mask_classes(root: Path, masks: Iterable[Path], names: Sequence[str] | None,
         names = [line.strip() for line in (root / "classes.txt").read_text().splitlines() if line.strip()]
     if names is not None:
         values = [value for value in range(256) if value not in void][: len(names)]
+        _check_two_classes(root, masks, void)
     else:
         present = np.zeros(256, bool)
         for path in masks:
@@ -130,6 +145,19 @@ def mask_classes(root: Path, masks: Iterable[Path], names: Sequence[str] | None,
             f"{root}: segmentation needs at least two classes besides void, found {_span(values) or 'none'}"
         )
     return MaskClasses(tuple(names), tuple(values), void)
+
+
+def _check_two_classes(root: Path, masks: Iterable[Path], void: Sequence[int]) -> None:
+    """Refuse masks in which all but one class are void, as where 0 and 255 stand for background and object."""
+    seen: set[int] = set()
+    for path in masks:
+        seen |= set(np.unique(read_mask(path)).tolist()) - set(void)
+        if len(seen) > 1:
+            return
+    raise UserError(
+        f"{root}: all training masks hold {_span(sorted(seen)) or 'nothing'} and else only void "
+        f"({', '.join(map(str, void))}); classes must be numbered 0, 1, ..."
+    )
 
 
 def _span(values: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tl_lightning.data.annotations import AnnotatedImage, AnnotatedSet, numbered
 from tl_lightning.data.decoding import EXTENSIONS
+from tl_lightning.data.masks import by_stem
 from tl_lightning.errors import UserError
 
 LAYOUT = "ROOT/Annotations/*.xml, ROOT/JPEGImages/*.jpg and, for given splits, ROOT/ImageSets/Main/{train,val,test}.txt"
@@ -116,7 +117,7 @@ class _ImageFiles:
         self.folder = folder
         paths = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(EXTENSIONS)]
         self._by_name = {path.name: path for path in paths}
-        self._by_stem = {path.stem: path for path in paths}
+        self._by_stem = by_stem(paths)
 
     def find(self, record: _Record) -> Path:
         """Return the image with the annotation's own name, or else with the name that the annotation states."""
