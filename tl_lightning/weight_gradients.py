@@ -51,9 +51,9 @@ def depthwise_weight_gradient(
 ) -> Tensor:
     """Return the gradient of a depthwise convolution's weight, [C, 1, kernel height, kernel width].
 
-    For every channel, the products of each input pixel with each output pixel, summed over the batch, are one matrix
-    product; a weight's gradient is the sum of the pairs of pixels that it connects. It is one operation to torch, so
-    that FLOP counters count the convolution and not its arithmetic.
+    The products of each input pixel with each output pixel, channel by channel, are summed over the batch; a weight's
+    gradient is the sum of the pairs of pixels that it connects. It is one operation to torch, so that FLOP counters
+    count the convolution and not its arithmetic.
 
     Args:
         input: Input of the convolution [N, C, H, W].
@@ -62,9 +62,12 @@ def depthwise_weight_gradient(
         stride: Strides along height and width.
         padding: Zeros on both sides along height and width.
     """
-    pairs = torch.bmm(_by_channel(input).transpose(1, 2), _by_channel(grad))
+    inputs, grads = _pixels(input)[:, :, None], _pixels(grad)[:, None]
+    pairs = inputs[0] * grads[0]
+    for one, other in zip(inputs[1:], grads[1:], strict=True):  # image by image the sum stays in the processor's cache
+        pairs.addcmul_(one, other)
     connected = _connected(tuple(input.shape[2:]), tuple(grad.shape[2:]), tuple(kernel), tuple(stride), tuple(padding))
-    return (pairs.flatten(1) @ connected).view(-1, 1, *kernel)
+    return (pairs.flatten(0, 1).t() @ connected).view(-1, 1, *kernel)
 
 
 @depthwise_weight_gradient.register_fake
@@ -78,9 +81,9 @@ def _flops(input: Any, grad: Any, kernel: list[int], *_: Any, **__: Any) -> int:
     return 2 * prod(grad) * prod(kernel)
 
 
-def _by_channel(maps: Tensor) -> Tensor:
-    """Return maps [N, C, H, W] as [C, N, H * W]."""
-    return maps.contiguous().flatten(2).transpose(0, 1)
+def _pixels(maps: Tensor) -> Tensor:
+    """Return maps [N, C, H, W] as [N, H * W, C], without a copy where they are channels last."""
+    return maps.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 @lru_cache(maxsize=64)

@@ -139,7 +139,10 @@ class TaskModule(pl.LightningModule):
             raise UserError("the batch holds activations but no suffix is set: call use_suffix first")
         suffix = self._suffix[0]
         suffix.training = self.training  # outside the module tree, so train() does not reach it
-        return self.run(suffix, batch["activation"])
+        activation = batch["activation"]
+        if activation.ndim == 4:
+            activation = activation.contiguous(memory_format=self._memory_format)
+        return self.run(suffix, activation)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build every named group (stage x decay) once, under one schedule for all of them."""
