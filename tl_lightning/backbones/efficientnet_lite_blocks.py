@@ -30,6 +30,8 @@ _LAST_CHANNELS = 1280
 # with 0.01 the running statistics lag hundreds of steps behind the weights, and a short fine-tuning is evaluated with
 # statistics of the pretraining.
 _norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.1)
+# Not in place as in torchvision: the backward pass of ReLU6 needs its input, so that autograd would copy it.
+_layer = partial(Conv2dNormActivation, norm_layer=_norm, activation_layer=nn.ReLU6, inplace=False)
 
 
 class SamePadding(nn.Module):
@@ -61,13 +63,12 @@ class LiteBlock(nn.Module):
         self, expansion: int, kernel: int, stride: int, channels: int, out_channels: int, stochastic_depth: float
     ) -> None:
         super().__init__()
-        layer = partial(Conv2dNormActivation, norm_layer=_norm, activation_layer=nn.ReLU6)
         wide = channels * expansion
         self.residual = stride == 1 and channels == out_channels
-        self.expand = layer(channels, wide, kernel_size=1) if expansion != 1 else nn.Identity()
+        self.expand = _layer(channels, wide, kernel_size=1) if expansion != 1 else nn.Identity()
         self.pad, padding = _same_padding(kernel, stride)
-        self.depthwise = layer(wide, wide, kernel, stride, padding=padding, groups=wide)
-        self.project = layer(wide, out_channels, kernel_size=1, activation_layer=None)
+        self.depthwise = _layer(wide, wide, kernel, stride, padding=padding, groups=wide)
+        self.project = _layer(wide, out_channels, kernel_size=1, activation_layer=None)
         self.stochastic_depth = StochasticDepth(stochastic_depth, "row")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -96,11 +97,10 @@ class EfficientNetLite(nn.Module):
         num_classes: int = 1000,
     ) -> None:
         super().__init__()
-        layer = partial(Conv2dNormActivation, norm_layer=_norm, activation_layer=nn.ReLU6)
         pad, padding = _same_padding(kernel=3, stride=2)
         stem = nn.Sequential()
         stem.add_module("pad", pad)
-        stem.add_module("conv", layer(3, _STEM_CHANNELS, 3, 2, padding=padding))
+        stem.add_module("conv", _layer(3, _STEM_CHANNELS, 3, 2, padding=padding))
         stages = scaled_stages(width, depth)
         total, done = sum(len(stage) for stage in stages), 0
         features: list[nn.Module] = [stem]
@@ -108,7 +108,7 @@ class EfficientNetLite(nn.Module):
             rates = [stochastic_depth_prob * (done + i) / total for i in range(len(stage))]
             features.append(nn.Sequential(*(LiteBlock(*block, r) for block, r in zip(stage, rates, strict=True))))
             done += len(stage)
-        features.append(layer(stages[-1][-1][-1], _LAST_CHANNELS, kernel_size=1))
+        features.append(_layer(stages[-1][-1][-1], _LAST_CHANNELS, kernel_size=1))
         self.features = nn.Sequential(*features)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(nn.Dropout(dropout, inplace=True), nn.Linear(_LAST_CHANNELS, num_classes))
