@@ -360,7 +360,8 @@ def report_input(report: study.Report, results: Any, arms: list[str]) -> None:
 def report_heads(report: study.Report, results: Any, arms: list[str]) -> None:
     """What each depth knows."""
     best = results.groupby("arm")["test_accuracy"].mean().idxmax()
-    gap = gain_interval(results, (best, arms[-1]), "test_accuracy")
+    last = results.loc[results["frozen_stages"].astype(int).idxmax(), "arm"]
+    gap = gain_interval(results, (best, last), "test_accuracy")
     report.section(
         "4. What each depth knows",
         f"A linear head on the features of {report.settings.backbone} behind each stage, averaged over the image, "
@@ -377,7 +378,7 @@ def report_heads(report: study.Report, results: Any, arms: list[str]) -> None:
     report.table(study.arm_table(results, arms))
     report.conclude(
         f"Of all linear heads the *{best.removeprefix('linear ')}* has the highest mean, {gap.scaled(100).format(1)} "
-        "points from that behind all stages; the best of many flatters itself."
+        f"points from the *{last.removeprefix('linear ')}*; the best of many flatters itself."
     )
 
 

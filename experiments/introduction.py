@@ -289,8 +289,7 @@ def _criteria(report: study.Report, multipliers: dict[int, Multiplier], few: int
         "the same training on the target images alone gains is told at the top."
     )
     bench = f"Published for text; judged here on {settings.data} with {settings.backbone}. Scratch has {LONGER}x steps."
-    censored = multipliers[few].never and multipliers[few].always
-    worth, ratio = NOT_MEASURED if censored else multipliers[few].interval, _fall(multipliers)
+    worth, ratio = multipliers[few].interval, _fall(multipliers)
     for finding, claim, source, published, rule, effect, unit, bound, direction, note in [
         ("1a", "transfer between classes of one set helps", "Yosinski et al. 2014", "+1.6 points with full data",
          f"{TRANSFER} - {OWN_SCRATCH} at {own_few} a class above 0", gain.scaled(100), "points", 0.0, "above",
@@ -299,7 +298,7 @@ def _criteria(report: study.Report, multipliers: dict[int, Multiplier], few: int
          "slope of the gap in log10 n below 0", trend.scaled(100), "points a tenfold n", 0.0, "below", own_bench),
         ("1b", "pretraining multiplies effective data", "Hernandez et al. 2021", "large where data are few",
          f"multiplier at {few} a class above 3", worth, "times the images", 3.0, "above",
-         f"{bench} {multipliers[few].format()}; a bound where a seed is censored."),
+         f"{bench} {multipliers[few].format()}. Not decided where it is only bounded in a seed."),
         ("1b", "the multiplier falls with n", "Hernandez et al. 2021", "large where data are few",
          f"multiplier at {max(multipliers)} / at {min(multipliers)} a class below 1", ratio, "ratio", 1.0, "below",
          f"{bench} Not decided where a multiplier is only bounded, as the bounds fall by themselves."),
@@ -322,7 +321,10 @@ def _criteria(report: study.Report, multipliers: dict[int, Multiplier], few: int
 def _fall(multipliers: dict[int, Multiplier]) -> Interval:
     """Return the ratio of the multiplier at the most images to that at the fewest, without bounds if it is censored."""
     few, many = multipliers[min(multipliers)], multipliers[max(multipliers)]
-    ratio = study.statistics.paired_ratio(many.by_seed, few.by_seed)
+    pairs = study.statistics.shared(many.by_seed, few.by_seed)
+    if not pairs[0]:
+        return NOT_MEASURED
+    ratio = study.statistics.paired_ratio(*pairs)
     if few is many or few.never or few.always or many.never or many.always:
         return Interval(ratio.mean, np.nan, np.nan, ratio.n)
     return ratio

@@ -42,9 +42,9 @@ seeds, an open triangle is a seed that never reached the target in the epochs it
 its training, and its arm's speed-up is then an upper bound. The time is that of training (validation is left out); that
 of computing cached features and of compiling counts; accuracy is looked at after every epoch.
 
-Trials run one after another in one process; steps of a throw-away model run before the first one is timed. The first
-step of a fit, and the first after stages thaw, is slower because its operations are counted: it enters with the mean
-time of the other steps of its epoch.
+By default trials run one after another in one process; steps of a throw-away model run before the first one is timed.
+The first step of a fit, and the first after stages thaw, is slower because its operations are counted: it enters with
+the mean time of the other steps of its epoch.
 
 Sources: Kornblith et al. 2019, "Do better ImageNet models transfer better?"; Howard & Ruder 2018 (gradual unfreezing);
 Smith 2018, "A disciplined approach to neural network hyper-parameters" (one cycle); Goyal et al. 2017 (warm-up); Tan &
@@ -179,6 +179,9 @@ def report(report: study.Report) -> None:
     others = [arm for arm in report.arms if arm != PLAIN and arm in set(times["arm"])]
     ups = {arm: time_to_target.speed_up(times, arm, PLAIN) for arm in others}
     speed.conclude(report, ups, PLAIN, SCRATCH)
+    together = max(record["settings"].get("jobs", 1) for record in report.records)
+    if together > 1:
+        report.conclude(f"**Timed beside one another**: up to {together} trials shared the processor (`--jobs`).")
 
     report.section("Time to the target", speed.target_text(targets, report.settings.target_margin, PLAIN))
     report.table(time_to_target.time_table(times, ups, report.arms))

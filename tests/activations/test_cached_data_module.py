@@ -140,3 +140,15 @@ def test_parameters_that_should_train_are_refused():
     with pytest.raises(UserError, match="before 'layer3") as caught:
         train(module, data, "layer2")
     assert "\n" not in str(caught.value)
+
+
+def test_cached_maps_reach_the_suffix_in_the_memory_format_of_the_module():
+    module = task("resnet18")
+    seen = []
+    module.backbone.layer4.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    data = CachedDataModule(digits(), module, module.stages.boundary_before("layer4"))
+    train(module, data, "layer4")
+    assert seen
+    assert all(seen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -265,3 +267,20 @@ def test_an_unknown_class_id_is_one_line(masks, tmp_path, capsys):
 )
 def test_what_cannot_be_is_one_line_before_the_first_trial(arguments, message, tmp_path, capsys):
     assert message in refusal(arguments, tmp_path, capsys)
+
+
+def test_a_task_of_which_every_trial_failed_is_left_out_of_the_report(out, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(out, folder)
+    for path in folder.glob("trials/detection*/record.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({"trial": record["trial"], "status": "failed", "error": "no memory"} | {
+            key: record[key] for key in ("study", "arm", "factors", "seed", "data", "image_size", "settings")
+        }))  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        main(study(), [*TINY, "--out", str(folder)])
+    assert end.value.code == 1
+    assert pd.read_csv(folder / "criteria.csv")["claim"].str.contains("segmentation").tolist() == [True]
+    report = (folder / "report.md").read_text()
+    assert "The report ends here" not in report
+    assert "no memory" in report

@@ -29,10 +29,12 @@ class Own(study.Settings):
     Args:
         sizes: Images a class.
         mirrored: Mirror them.
+        domains: Classes of each.
     """
 
     sizes: list[int] = field(default_factory=lambda: [5, 20])
     mirrored: bool = False
+    domains: list[str] = field(default_factory=list)
 
 
 DESIGN = study.Study("s", "Does it?", "", lambda _: [], lambda *_: {}, lambda _: None, settings=Own)
@@ -129,6 +131,7 @@ def test_the_script_prints_and_writes(runs):
         {"sizes": [1, 2], "learning_rates": [0.001, 0.01], "seeds": [3, 4]},
         {"data": "imagefolder", "data_dir": "my images", "precision": "bf16-mixed", "weight_decay": 0.0},
         {"samples_per_class": None, "seeds": 7, "image_size": 224, "mirrored": True},
+        {"domains": ["a = bird,cat -> dog", "digits:fog:3", "0", "true", 'it\'s "so"', ""]},
     ],
 )
 def test_the_command_repeats_the_settings(changed):

@@ -21,8 +21,9 @@ def study(tmp_path):
         with SummaryWriter(str(out / "trials" / "a--seed0" / rate)) as writer:
             writer.add_scalar("x", 1.0)
     write_hparams(out / "trials" / "a--seed0" / "lr=0.1", {"seed": 0}, {"accuracy": 0.5})
-    for name in ("report.md", "results.csv", "study.json", "figure.png"):
+    for name in ("results.csv", "study.json", "figure.png", "stale.png"):
         (out / name).write_text(name)
+    (out / "report.md").write_text("![What was found](figure.png)")
     (out / "trials" / "a--seed0" / "record.json").write_text('{"trial": "a--seed0", "seed": 0}')
     (out / "trials" / "a--seed0" / "last.ckpt").write_text("weights")
     return out
@@ -36,11 +37,12 @@ def test_events_keep_their_run_and_lose_the_machine(study, tmp_path):
     assert not (target / "trials" / "a--seed0" / "lr=0.01").exists()
     assert (target / "figure.png").read_text() == "figure.png"
     assert not list(target.rglob("*.ckpt"))
+    assert not (target / "stale.png").exists()  # of an earlier report
 
 
 def test_a_second_time_replaces_the_first(study, tmp_path):
     publish(study, tmp_path / "reference")
-    (study / "figure.png").rename(study / "other.png")
+    (study / "report.md").write_text("")
     publish(study, tmp_path / "reference")
     assert not (tmp_path / "reference" / "figure.png").exists()
 
@@ -52,6 +54,13 @@ def test_a_folder_with_other_files_is_left_alone(study, tmp_path):
     with pytest.raises(UserError, match="not a study's"):
         publish(study, mine)
     assert (mine / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("target", [".", "trials", ".."])
+def test_a_study_is_not_published_into_itself(study, target):
+    with pytest.raises(UserError, match="would replace"):
+        publish(study, study / target)
+    assert (study / "results.csv").exists()
 
 
 def test_a_folder_without_a_report_is_refused(tmp_path):
@@ -77,6 +86,7 @@ def test_few_runs_are_shown_all_of_the_first_seed_and_all_records_are_kept(study
 def test_a_large_figure_is_published_smaller_and_a_small_one_as_it_is(study, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1800, 3), dtype=np.uint8)
     Image.fromarray(noise).save(study / "photographs.png")
+    (study / "report.md").write_text("![Photographs](photographs.png)\n\n![Bars](figure.png)")
     publish(study, tmp_path / "reference")
     with Image.open(tmp_path / "reference" / "photographs.png") as published:
         assert published.size == (1500, 1000)

@@ -193,6 +193,17 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(store):
     assert store.finished() == {"head-only--seed0"}
 
 
+def test_fits_that_were_cut_short_do_not_go_on_under_other_settings(store):
+    checkpoint = store.trials / "head-only--seed0" / "lr=0.001" / "resume-0123-epoch.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("weights")
+    store.open(CONFIGURATION)
+    assert checkpoint.exists()
+    RecordStore(store.out).open({**CONFIGURATION, "epochs": 9})
+    assert not checkpoint.exists()
+    RecordStore(store.out).open({**CONFIGURATION, "epochs": 9})
+
+
 def test_at_most_five_keys_are_named(tmp_path):
     store = RecordStore(tmp_path)
     store.open({"a": dict.fromkeys("abcdefgh", 1)})

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from tl_lightning.study.settings import NOT_PART_OF_THE_STUDY, Settings
 
@@ -37,5 +40,11 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_text(item) for item in value) + "]"
+        return "[" + ",".join(_item(item) for item in value) + "]"
     return str(value)
+
+
+def _item(value: Any) -> str:
+    """Return an item of a list, in quotes where it would be read as something else, such as two items."""
+    text = _text(value)
+    return json.dumps(value) if isinstance(value, str) and yaml.safe_load(f"[{text}]") != [value] else text

@@ -24,8 +24,8 @@ class Multiplier:
 
     Attributes:
         interval: Geometric mean over seeds with the t interval of the logarithms. Where a seed's reference never got
-            there the mean and ``low`` are lower bounds and ``high`` is infinite; where it was better already with its
-            fewest images, the mean and ``high`` are upper bounds and ``low`` is 0.
+            there the mean is a lower bound, where it was better already with its fewest images an upper one, and the
+            bounds are nan: how far beyond the sizes tried that seed lies could widen the interval to either side.
         by_seed: The multiplier of each seed, or its bound.
         never: Seeds whose reference never reached the accuracy, with the most images that it was given.
         always: Seeds whose reference had it with the fewest images that it was given.
@@ -104,5 +104,5 @@ def effective_data(
     bounded = {seed: min(max(number, min(curve)), max(curve)) / images for seed, number in found.items()}
     log = mean_interval(np.log(list(bounded.values())))
     mean, low, high = np.exp([log.mean, log.low, log.high]).tolist()
-    interval = Interval(mean, 0.0 if always else low, math.inf if never else high, log.n)
+    interval = Interval(mean, math.nan, math.nan, log.n) if never or always else Interval(mean, low, high, log.n)
     return Multiplier(interval, bounded, never, always)

@@ -40,9 +40,9 @@ def head_at_depth(trial: Trial, settings: Settings, depth: int) -> dict[str, Any
         trial.seed, settings.backbone, settings.weights, images.num_classes, RATES[0], settings, {}
     ).eval()
     source = _features(images, module, settings)
-    start = time.perf_counter()
     name = module.stages.boundary_before(depth).name
     train, val = (source.part(part)[name].gather(_all(images, part)) for part in ("train", "val"))
+    start = time.perf_counter()  # behind the extraction, which serves all depths and is told apart
     mean, scale = train.mean(0), train.std(0).clamp_min(1e-6)
     weights, biases = train_heads(
         (train - mean) / scale,

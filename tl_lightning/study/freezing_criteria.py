@@ -19,7 +19,6 @@ def kept_layers_are_specific(gap: Interval, fall: Interval) -> Criterion:
         claim="kept layers lose accuracy on other classes, the last ones most",
         source="Yosinski et al. 2014",
         published="62.7 62.3 61.8 59.9 57.8 58.0 54.2 % for layers 1 to 7 kept",
-        published_effect=-8.5,
         rule="all stages kept: other - same classes below 0, and all - middle of other classes below 0",
         effect=gap.scaled(100),
         unit="points",

@@ -39,15 +39,18 @@ def publish(source: Path, target: Path, runs: int = 3, without: Collection[str] 
         The files written.
 
     Raises:
-        UserError: ``source`` holds no finished study, or ``target`` something else than a published one.
+        UserError: ``source`` holds no finished study, ``target`` something else than a published one, or one the other.
     """
     if not (source / "report.md").is_file():
         raise UserError(f"{source} holds no report.md: give the output folder of a study that has ended")
+    origin, goal = source.resolve(), target.resolve()
+    if goal.is_relative_to(origin) or origin.is_relative_to(goal):
+        raise UserError(f"{target} would replace {source}: give another folder")
     if target.exists() and any(target.iterdir()) and not (target / "study.json").is_file():
         raise UserError(f"{target} holds files that are not a study's: give another folder")
     shutil.rmtree(target, ignore_errors=True)
     files = [source / name for name in TABLES if (source / name).is_file()]
-    files += [file for file in source.glob("*.png") if file.stem not in without]
+    files += [file for file in _figures(source) if file.stem not in without]
     files += source.glob("trials/*/record.json")
     shown = [run for run in _runs(source, runs) if not (without and run == source / "figures")]
     events = [file for run in shown for file in run.iterdir() if file.stat().st_size <= MAX_EVENT_BYTES]
@@ -58,6 +61,12 @@ def publish(source: Path, target: Path, runs: int = 3, without: Collection[str] 
     if without:
         _say_what_is_left_out(target / "report.md", without)
     return written
+
+
+def _figures(source: Path) -> list[Path]:
+    """Return the figures that the report shows; others are of an earlier report."""
+    shown = re.findall(r"\]\(([^()/]+\.png)\)", (source / "report.md").read_text(encoding="utf-8"))
+    return [source / name for name in dict.fromkeys(shown) if (source / name).is_file()]
 
 
 def _say_what_is_left_out(report: Path, without: Collection[str]) -> None:

@@ -74,12 +74,15 @@ class RecordStore:
                 state = None
             if state is None:
                 self._refuse_foreign()
-            elif _completed(state, defaults) != configuration and (others or self._has_records()):
-                raise UserError(
-                    f"{self.out} holds results of another configuration: "
-                    f"{_differing(_completed(state, defaults), configuration)}; use --fresh or another --out"
-                )
-            if state is None or state["configuration"] != configuration:
+            elif _completed(state, defaults) != configuration:
+                if others or self._has_records():
+                    raise UserError(
+                        f"{self.out} holds results of another configuration: "
+                        f"{_differing(_completed(state, defaults), configuration)}; use --fresh or another --out"
+                    )
+                self._remove(state["outputs"])  # fits that were cut short would go on under the new settings
+                state = None
+            if state is None or state["configuration"] != configuration:  # one that lacked a setting is completed
                 self._write_state(configuration, state["outputs"] if state else [])
 
     @contextmanager

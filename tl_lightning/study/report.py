@@ -101,9 +101,10 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def write(self) -> None:
-        """Write ``report.md``, the figures and, where there are criteria, ``criteria.csv``."""
+        """Write ``report.md``, the figures and, where there are criteria, ``criteria.csv`` (else none of before)."""
         for shown in self.figures:
             shown.figure.savefig(self.out / f"{shown.name}.png", dpi=150)
+        (self.out / "criteria.csv").unlink(missing_ok=True)
         if self.criteria:
             command = command_line(self.study, self.settings)
             rows = pd.DataFrame([{"study": self.study.name, **c.row(), "command": command} for c in self.criteria])
