@@ -9,12 +9,17 @@ import pytest
 import torch
 from fits import Plain, ResumableLoader, adamw, changed, fit, identical, loader, tensors
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from tl_lightning import UserError
 from tl_lightning.callbacks import L2SP, ProgressiveUnfreezing, StepSeed
 
 LR, ALPHA, BETA, STEPS = 0.1, 0.5, 0.2, 6  # two epochs of three batches
+
+
+def fused_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=LR, fused=True)
 
 
 def plain_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -149,3 +154,16 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     fit(Plain(), [save, L2SP(0.1)], 1, **options)
     with pytest.raises(UserError, match=r"another alpha of L2-SP: 0\.1 there, 0\.2 here"):
         fit(Plain(), [L2SP(0.2)], 2, ckpt_path=tmp_path / "pulled.ckpt")
+
+
+def test_the_pull_is_as_strong_under_fp16_with_an_optimizer_that_unscales_in_its_step() -> None:
+    # Seen to fail without the scale: the pull was 65536 times too weak.
+    module = Linear()
+    module.configure = fused_sgd
+    before = tensors(module)
+    scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+    fit(module, [L2SP(ALPHA, BETA)], plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
+    for name, value in module.named_parameters():
+        head = name.startswith("backbone.fc")
+        want = expected(before[name], module.slopes[name], BETA if head else ALPHA, STEPS, anchored=not head)
+        torch.testing.assert_close(value.detach(), want)

@@ -21,8 +21,8 @@ class L2SP(StageCallback):
 
     The penalty is ``alpha / 2 * |w - w0|^2`` over the pretrained parameters and ``beta / 2 * |v|^2`` over the new ones
     (the head, and whatever lies outside the staged module). Its gradient is added once a
-    step, to gradients that are accumulated, unscaled and averaged over ranks by then, and before they are clipped: the
-    step is the one that a loss with the penalty would make. Biases and normalisation are pulled too, as in the paper,
+    step, to gradients that are accumulated and averaged over ranks by then, and before they are clipped: the step is
+    the one that a loss with the penalty would make. Biases and normalisation are pulled too, as in the paper,
     buffers are not. A parameter that is frozen, at the time, gets nothing.
 
     It takes the place of weight decay: give the optimizer none. The starting point is kept in checkpoints, so that a
@@ -77,10 +77,11 @@ class L2SP(StageCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Add the gradient of the penalty."""
+        scale = _gradient_scale(trainer, optimizer)
         with torch.no_grad():
             for parameter, strength, shift in self._terms(pl_module):
                 if parameter.requires_grad:
-                    pull = strength * shift.detach()
+                    pull = scale * strength * shift.detach()
                     parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
 
     def penalty(self, pl_module: pl.LightningModule) -> Tensor:
@@ -129,3 +130,11 @@ class L2SP(StageCallback):
                 "the checkpoint was made without L2SP, the weights to pull to are not in it: load its weights into the "
                 "module and start a new fit instead of resuming"
             )
+
+
+def _gradient_scale(trainer: pl.Trainer, optimizer: Optimizer) -> float:
+    """Return the factor that the gradients still carry: a fused optimizer unscales those of fp16 in its step."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return 1.0
+    return scaler.get_scale()
