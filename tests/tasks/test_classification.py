@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from tl_lightning import TransferDataModule, TransferModule, UserError, create_backbone
+from tl_lightning import BatchAugmentation, TransferDataModule, TransferModule, UserError, create_backbone
 from tl_lightning.tasks import NonFiniteLossError
 
 
@@ -163,3 +167,77 @@ def test_impossible_values_are_refused(options, message):
 def test_activations_without_a_suffix_are_refused():
     with pytest.raises(UserError, match="use_suffix"):
         TransferModule(tiny_cnn(), 10).output({"activation": torch.rand(1, 3)})
+
+
+PAIRS = TensorDataset(torch.rand(24, 3, 16, 16), torch.randint(10, (24,)))
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(PAIRS)
+
+
+class Rates(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("options", [{"schedule": "cosine"}, {"schedule": "constant", "warmup_fraction": 0.1}])
+def test_a_schedule_needs_the_number_of_steps(options):
+    # Seen to fail: a cosine over data without a length was constant, one without an end an OverflowError.
+    module = TransferModule(tiny_cnn(), 10, **options)
+    with pytest.raises(UserError, match=r"needs to know the steps of the fit.*set max_steps"):
+        trainer().fit(module, DataLoader(Stream(), batch_size=8))
+    with pytest.raises(UserError, match="set max_steps"):
+        trainer(max_epochs=-1).fit(module, DataLoader(PAIRS, batch_size=8))
+
+
+def test_a_constant_rate_does_not_and_max_steps_tells_it():
+    rates = Rates()
+    constant = TransferModule(tiny_cnn(), 10, schedule="constant", warmup_fraction=0)
+    trainer(callbacks=[rates]).fit(constant, DataLoader(Stream(), batch_size=8))
+    assert rates.seen == [1e-3] * 3
+    cosine = TransferModule(tiny_cnn(), 10, warmup_fraction=0)
+    trainer(callbacks=[rates], max_epochs=-1, max_steps=4).fit(cosine, DataLoader(Stream(), batch_size=8))
+    assert rates.seen[3:] == pytest.approx([1e-3 * 0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)])
+
+
+def test_a_warm_up_fits_into_a_single_step():
+    module = TransferModule(tiny_cnn(), 10, warmup_fraction=0.6)
+    trainer(fast_dev_run=True).fit(module, DataLoader(PAIRS, batch_size=8), DataLoader(PAIRS, batch_size=8))
+
+
+def test_a_parameter_of_the_module_itself_trains():
+    class Scaled(TransferModule):
+        def __init__(self):
+            super().__init__(tiny_cnn(), 10, lr=0.1)
+            self.temperature = nn.Parameter(torch.ones(()))
+            self.tied = self.backbone[-1].weight
+
+        def output(self, batch):
+            return super().output(batch) * self.temperature
+
+    module = Scaled()
+    fit = trainer()
+    fit.fit(module, DataLoader(PAIRS, batch_size=8))
+    assert module.temperature != 1
+    assert fit.optimizers[0].param_groups[-1]["param_names"] == ["temperature"]
+
+
+def test_gradients_of_fp16_are_clipped():
+    precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    module = TransferModule(tiny_cnn(), 10)
+    trainer(plugins=[precision], gradient_clip_val=1.0).fit(module, DataLoader(PAIRS, batch_size=8))
+
+
+@pytest.mark.parametrize("size", [8, 10])
+def test_labels_that_are_mixed_in_a_pair_train_and_count(size):
+    # Seen to fail: with as many images as classes the accuracy was of labels against probabilities, else an error.
+    module = TransferModule(tiny_cnn(), 10)
+    nn.init.constant_(module.backbone[-1].bias[3], 9.0)
+    fit = trainer(callbacks=[BatchAugmentation(mixup=0.2)], limit_train_batches=1)
+    fit.fit(module, DataLoader(TensorDataset(PAIRS.tensors[0], torch.full((24,), 3)), batch_size=size))
+    assert fit.callback_metrics["train/accuracy"] == 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from tl_lightning.backbones import InputSpec, Stages, create_backbone, input_spe
 from tl_lightning.convolution_gradients import ConvolutionGradients
 from tl_lightning.errors import UserError, unknown_name
 from tl_lightning.optim import install_lr_scale, lr_multiplier, match_memory_format, stage_param_groups
+from tl_lightning.optim.param_groups import OUTSIDE
 
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleName = Literal["constant", "step", "cosine", "one_cycle"]
@@ -42,12 +44,16 @@ class TaskModule(pl.LightningModule):
         optimizer: ``"adamw"`` or ``"sgd"`` (Nesterov momentum 0.9).
         weight_decay: Decoupled weight decay; not applied to biases and normalisation parameters.
         schedule: Shape of the learning rate over the optimizer steps of the fit.
-        warmup_fraction: Share of the steps in which the rate rises linearly from 0, in [0, 1).
+        warmup_fraction: Share of the steps in which the rate rises linearly from 0, in [0, 1); never the last step.
         mean: Channel means of the images in [0, 1]; those of ``weights`` by default.
         std: Channel standard deviations; those of ``weights`` by default.
         granularity: Stages as the model's modules, or one for every boundary of its graph.
         channels_last: Keep images and convolutions in channels-last memory format: a training step of
             EfficientNet-Lite0 at 96 px takes two thirds of the time on a CPU; results are equal up to rounding.
+
+    Raises:
+        UserError: A value is impossible, or, at the start of a fit, the schedule needs a number of steps that the
+            trainer cannot tell.
     """
 
     mean: Tensor
@@ -155,21 +161,38 @@ class TaskModule(pl.LightningModule):
         )
         groups += self._other_groups()
         options: dict[str, Any] = {"momentum": 0.9, "nesterov": True} if self.hparams["optimizer"] == "sgd" else {}
-        optimizer = OPTIMIZERS[self.hparams["optimizer"]](groups, lr=self.lr, fused=True, **options)  # type: ignore[call-arg]
+        # a fused step unscales the gradients of fp16 itself, too late for clipping them
+        fused = getattr(self.trainer.precision_plugin, "scaler", None) is None
+        optimizer = OPTIMIZERS[self.hparams["optimizer"]](groups, lr=self.lr, fused=fused, **options)  # type: ignore[call-arg]
         install_lr_scale(optimizer)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        multiplier = lr_multiplier(self.hparams["schedule"], steps, round(self.hparams["warmup_fraction"] * steps))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._multiplier())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _multiplier(self) -> Callable[[int], float]:
+        """Return the schedule over the steps of the fit."""
+        steps, schedule = self.trainer.estimated_stepping_batches, self.hparams["schedule"]
+        share = self.hparams["warmup_fraction"]
+        if steps in (-1, math.inf):
+            if schedule != "constant" or share:
+                raise UserError(
+                    f"schedule {schedule!r} with warmup_fraction={share} needs to know the steps of the fit, but the "
+                    "trainer has no end or no length of the data: set max_steps, or take 'constant' and 0"
+                )
+            steps = 1
+        steps = max(1, int(steps))
+        return lr_multiplier(schedule, steps, min(round(share * steps), steps - 1))
 
     def _other_groups(self) -> list[dict[str, Any]]:
         """Return the named groups of parameters outside the backbone: behind its last stage, never frozen."""
         groups: list[dict[str, Any]] = []
+        decay = self.hparams["weight_decay"]
         for name, part in self.named_children():
             if name != "backbone":
                 stages = _OneStage((name,), part)
-                decay = self.hparams["weight_decay"]
                 groups += stage_param_groups(part, stages, lr=self.lr, weight_decay=decay, prefix=f"{name}.")
+        held = {id(p) for part in self.children() for p in part.parameters()}
+        own = nn.ParameterDict({n: p for n, p in self.named_parameters(recurse=False) if id(p) not in held})
+        groups += stage_param_groups(own, _OneStage((OUTSIDE,), own), lr=self.lr, weight_decay=decay)
         for group in groups:
             group["stage"] = len(self.stages)
         return groups

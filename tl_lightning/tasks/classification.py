@@ -27,7 +27,7 @@ class TransferModule(TaskModule):
     """Fine-tune any backbone for image classification.
 
     A batch is a dict with ``image`` float [B, 3, H, W] in [0, 1] and ``label`` int64 [B], or a pair of them. MixUp and
-    CutMix put ``soft_label`` float [B, C] beside them, which the loss then uses.
+    CutMix put ``soft_label`` float [B, C] beside them, in a pair in place of ``label``, which the loss then uses.
 
     Logged: ``train/loss``, ``train/accuracy`` and, for ``val`` and ``test``, ``loss``, ``accuracy``, ``macro_f1``,
     ``auroc`` (one against the rest, macro mean) and ``ece`` (expected calibration error, 15 bins, Guo 2017), all as
@@ -109,8 +109,9 @@ class TransferModule(TaskModule):
         logits = self.output(batch)
         loss = self.loss(logits, batch["soft_label"] if "soft_label" in batch else batch["label"])
         main = logits[0] if isinstance(logits, tuple) else logits
-        accuracy = (main.detach().argmax(1) == batch["label"]).float().mean()
-        size = len(batch["label"])
+        label = batch["label"] if batch["label"].ndim == 1 else batch["label"].argmax(1)  # mixed, in a pair
+        accuracy = (main.detach().argmax(1) == label).float().mean()
+        size = len(label)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
         self.log("train/loss", loss.detach(), prog_bar=True, **options)
         self.log("train/accuracy", accuracy, **options)
