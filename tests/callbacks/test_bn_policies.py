@@ -9,10 +9,10 @@ import torch
 from fits import CLASSES, Plain, ResumableLoader, TinyNet, changed, fit, identical, loader, tensors
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler
 
 from tl_lightning.backbones import Stages
-from tl_lightning.callbacks import FreezeAudit, ProgressiveUnfreezing
+from tl_lightning.callbacks import FreezeAudit, PreciseBatchNorm, ProgressiveUnfreezing
 from tl_lightning.callbacks.frozen import FrozenStages
 from tl_lightning.errors import UserError
 
@@ -81,7 +81,7 @@ class Quiet(Plain):
         return loss
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "workers", "iterable", "custom"])
+@pytest.mark.parametrize("kind", ["shuffled", "workers", "subset", "iterable", "custom"])
 def test_recalibration_leaves_the_data_order_as_it_is(kind: str) -> None:
     class Stream(IterableDataset[Any]):
         def __iter__(self) -> Any:
@@ -92,6 +92,8 @@ def test_recalibration_leaves_the_data_order_as_it_is(kind: str) -> None:
             return ResumableLoader()
         if kind == "iterable":
             return DataLoader(Stream(), 6)
+        if kind == "subset":
+            return loader(sampler=SubsetRandomSampler(range(18), torch.Generator().manual_seed(2)))
         workers = {"num_workers": 1, "persistent_workers": True} if kind == "workers" else {}
         return loader(shuffle=kind == "shuffled", generator=torch.Generator().manual_seed(1), **workers)
 
@@ -179,3 +181,47 @@ def test_a_norm_used_at_two_depths_is_frozen_with_its_tensors() -> None:
     frozen.release()
     assert module.norm.training
     assert isinstance(TinyNet(), nn.Module)
+
+
+def test_a_step_that_does_not_run_the_frozen_layers_is_refused_and_leaves_their_statistics() -> None:
+    # As with activations from a cache. Seen to fail: the statistics were those of a new layer, without a word.
+    class Cached(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            features = nn.functional.pad(batch[0].mean(dim=(2, 3)), (0, 1))
+            return nn.functional.cross_entropy(self.backbone.fc(features), batch[1])
+
+    module = Cached()
+    module.backbone.bn1.running_mean.fill_(0.3)
+    before = tensors(module)
+    with pytest.raises(UserError, match="runs through all frozen BatchNorm layers: train without the activation cache"):
+        fit(module, [ProgressiveUnfreezing("head", bn="recalibrate")], 1)
+    assert not changed(before, module)
+
+
+@pytest.mark.parametrize("estimates", [ProgressiveUnfreezing("head", bn="recalibrate"), PreciseBatchNorm()])
+def test_images_that_the_sampler_leaves_out_stay_out_of_the_statistics(estimates: Callback) -> None:
+    # Seen to fail with a RandomSampler over the whole data set in place of any sampler.
+    read: set[int] = set()
+
+    class Noted(Dataset[Any]):
+        def __len__(self) -> int:
+            return 24
+
+        def __getitem__(self, index: int) -> Any:
+            read.add(index)
+            return torch.full((3, 8, 8), float(index)), index % CLASSES
+
+    module = Plain()
+    fit(module, [estimates], 1, train=DataLoader(Noted(), 6, sampler=SubsetRandomSampler(range(12))))
+    assert read == set(range(12))
+    assert module.backbone.bn1.num_batches_tracked == 2
+
+
+def test_a_training_step_without_the_number_of_the_batch_is_recalibrated_too() -> None:
+    class Short(Plain):
+        def training_step(self, batch: Any) -> Tensor:  # type: ignore[override]
+            return nn.functional.cross_entropy(self.backbone(batch[0]), batch[1])
+
+    module = Short()
+    fit(module, [ProgressiveUnfreezing("head", bn="recalibrate")], 1)
+    assert module.backbone.bn1.num_batches_tracked == 3

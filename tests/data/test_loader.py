@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 from pathlib import Path
 
@@ -191,3 +192,15 @@ def test_two_processes_share_an_epoch(tmp_path: Path) -> None:
     assert first[1] == second[1] == len(first[2]) == len(second[2]) == 3
     assert len(set(flat(first[2])) | set(flat(second[2]))) == 22  # 23 images do not divide by two
     assert sorted(flat(first[4]) + flat(second[4])) == list(range(23))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_copy_read_in_mid_epoch_leaves_the_rest(workers: int) -> None:
+    # Seen to fail with the pool of workers shared: the copy took the batches that were left.
+    loader = BatchLoader(image_set(20), 4, shuffle=True, workers=workers)
+    running = iter(loader)
+    seen = [next(running)["index"].tolist()]
+    assert flat(indices(copy.copy(loader))) == flat(indices(BatchLoader(image_set(20), 4, shuffle=True)))
+    seen += [batch["index"].tolist() for batch in running]
+    assert seen == indices(BatchLoader(image_set(20), 4, shuffle=True))
+    assert loader.state_dict()["batches"] == 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,12 +10,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, Sampler
 
 from tl_lightning.callbacks.efficiency import batch_images
 from tl_lightning.callbacks.frozen import FrozenStages
+from tl_lightning.callbacks.training_images import same_images
 from tl_lightning.errors import UserError
 
 
@@ -26,11 +26,14 @@ def recalibrate(trainer: pl.Trainer, pl_module: pl.LightningModule, frozen: Froz
     Li et al. 2017, "Revisiting Batch Normalization For Practical Domain Adaptation"; see `estimate_statistics`.
 
     Raises:
-        UserError: The training data holds no batch.
+        UserError: The training data holds no batch, or its batches do not run through all of these layers.
     """
     layers = [layer for _, layer in frozen.batch_norms()]
     if not estimate_statistics(trainer, pl_module, layers, frozen.module):
-        raise UserError("bn='recalibrate' found no batch of training images to estimate the statistics on")
+        raise UserError(
+            "bn='recalibrate' found no batch of training images that runs through all frozen BatchNorm layers: train "
+            "without the activation cache, in batches of more than one image"
+        )
 
 
 def estimate_statistics(
@@ -55,7 +58,8 @@ def estimate_statistics(
         most_images: Images after which to stop, on each process; all of them by default.
 
     Returns:
-        Number of batches; without one the statistics are those of a new layer.
+        Number of batches, or of forward passes of the layer that had the fewest; a layer without any keeps the
+        statistics that it had.
     """
     batches = images = 0
     with ExitStack() as stack:
@@ -71,8 +75,9 @@ def estimate_statistics(
             images += batch_images(batch)
             if most_images is not None and images >= most_images:
                 break
+        passes = [int(layer.num_batches_tracked) for layer in layers if layer.num_batches_tracked is not None]
     _average_over_ranks(trainer, layers)
-    return batches
+    return min([batches, *passes])
 
 
 class _ForwardDone(Exception):
@@ -83,13 +88,14 @@ def _forward(
     trainer: pl.Trainer, pl_module: pl.LightningModule, layers: list[_BatchNorm], batch: Any, index: int
 ) -> int:
     """Run one batch through the staged module; return whether it counts."""
-    before = [{name: b.clone() for name, b in layer.named_buffers()} for layer in layers]
+    before = _buffers(layers)
+    arguments = [index] if is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2) else []
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
     batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
     try:
         with trainer.precision_plugin.train_step_context():
-            pl_module.training_step(batch, index)
+            pl_module.training_step(batch, *arguments)
     except _ForwardDone:
         pass
     except ValueError as error:
@@ -103,16 +109,22 @@ def _forward(
 
 @contextmanager
 def _cumulative(layers: list[_BatchNorm]) -> Iterator[None]:
-    """Let the layers gather the plain average of the batch statistics."""
-    momenta = [layer.momentum for layer in layers]
+    """Let the layers gather the plain average of the batch statistics; one that never runs keeps what it had."""
+    momenta, before = [layer.momentum for layer in layers], _buffers(layers)
     for layer in layers:
         layer.training, layer.momentum = True, None  # not train(): a frozen layer does not listen to that
         layer.reset_running_stats()
     try:
         yield
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
+        for layer, momentum, buffers in zip(layers, momenta, before, strict=True):
             layer.training, layer.momentum = False, momentum
+            if layer.num_batches_tracked is not None and layer.num_batches_tracked == 0:
+                layer.load_state_dict(buffers, strict=False)
+
+
+def _buffers(layers: list[_BatchNorm]) -> list[dict[str, Tensor]]:
+    return [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
 
 
 @contextmanager
@@ -147,24 +159,12 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 def _batches(trainer: pl.Trainer) -> Iterable[Any]:
     """Yield the training batches without touching the iterators and samplers of the fit."""
     combined = CombinedLoader(trainer.train_dataloader, "max_size_cycle")
-    combined.flattened = [_shuffled(loader, trainer) for loader in combined.flattened]
+    combined.flattened = [same_images(loader, trainer) for loader in combined.flattened]
     limit = trainer.num_training_batches
     for batch, index, _ in combined:
         if index >= limit:
             break
         yield batch
-
-
-def _shuffled(loader: Any, trainer: pl.Trainer) -> Any:
-    """Return a loader of the same images in an order that is random, and always the same."""
-    if not isinstance(loader, DataLoader):
-        return copy.copy(loader)  # its place in the data is its own state
-    if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
-        return loader
-    sampler: Sampler[Any] = RandomSampler(loader.dataset, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    if trainer.world_size > 1:
-        sampler = DistributedSampler(loader.dataset, trainer.world_size, trainer.global_rank)
-    return DataLoader(loader.dataset, loader.batch_size, sampler=sampler, collate_fn=loader.collate_fn)
 
 
 def _average_over_ranks(trainer: pl.Trainer, layers: list[_BatchNorm]) -> None:

@@ -93,6 +93,12 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self._batches(0))
 
+    def __copy__(self) -> BatchLoader:
+        """Return a loader of the same batches with workers and a place in the data of its own."""
+        alike = type(self).__new__(type(self))
+        vars(alike).update(vars(self), _pool=None, _pool_batches=[], _resume=None)
+        return alike
+
     def __iter__(self) -> Iterator[Batch]:
         # A generator reads the epoch at its first batch: Lightning creates the iterator before it sets the epoch.
         return self._serve()
