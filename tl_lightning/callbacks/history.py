@@ -22,6 +22,13 @@ class MetricHistory(Callback):
         self._start = 0.0
         self._earlier = 0.0
         self._validated = False
+        self._fitting = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begin anew with a fit; what a test loads from a checkpoint must leave the rows alone."""
+        self._fitting = stage == "fit"
+        if self._fitting:
+            self.rows, self._earlier = [], 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows, so that a resumed fit goes on with them."""
@@ -29,8 +36,9 @@ class MetricHistory(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind the last row."""
-        self.rows = [dict(row) for row in state_dict["rows"]]
-        self._earlier = self.rows[-1]["seconds"] if self.rows else 0.0
+        if self._fitting:
+            self.rows = [dict(row) for row in state_dict["rows"]]
+            self._earlier = self.rows[-1]["seconds"] if self.rows else 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; in a resumed fit where it stood."""

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
 
+from tl_lightning.callbacks.averaged_weights import refuse_averaged_weights
 from tl_lightning.callbacks.bn_recalibration import estimate_statistics
 from tl_lightning.errors import UserError
 
@@ -33,7 +34,8 @@ class PreciseBatchNorm(Callback):
             pass. Where others hold some as well, whole training steps run, and a metric that they update counts twice.
 
     Raises:
-        UserError: The module has no such submodule, or ``images`` is below 2.
+        UserError: The module has no such submodule, ``images`` is below 2, or another callback validates averaged
+            weights.
     """
 
     def __init__(self, images: int = 512, attribute: str = "backbone") -> None:
@@ -43,6 +45,11 @@ class PreciseBatchNorm(Callback):
         self.attribute = attribute
         self._modes: list[tuple[nn.Module, bool]] = []  # of all modules in a training step
         self._look = self._stale = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse what cannot work."""
+        if stage == "fit":
+            refuse_averaged_weights(self, trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look for the submodule."""

@@ -28,12 +28,14 @@ class ValidateEvery(Callback):
         """Set the trainer."""
         if stage != "fit":
             return
+        self._before = trainer.check_val_every_n_epoch
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # one epoch, which is validated
         last = trainer.max_epochs
         if last is None or last < 0 or last % self.epochs:
             raise UserError(
                 f"validation every {self.epochs} epochs leaves the last of {last} epochs out: choose a multiple"
             )
-        self._before = trainer.check_val_every_n_epoch
         trainer.check_val_every_n_epoch = self.epochs
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
