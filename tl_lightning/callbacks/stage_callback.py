@@ -84,17 +84,17 @@ class StageCallback(Callback):
         _check_company(self, trainer)
         _check_strategy(trainer)
         self._stages, self._logged_step = None, -1
+        # what these hooks freeze or replace must be seen, and they run behind this one
         postponed = is_overridden("configure_model", pl_module) or is_overridden("setup", pl_module)
-        if not postponed or _has_submodule(pl_module, self.attribute):
+        if not postponed:
             self.resolve(trainer, pl_module)
         _OptimizerSetup.install(trainer)
 
     def resolve(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the stages; called when the module exists, at the latest before the optimizer is built."""
         module = staged_module(pl_module, self.attribute)
-        partner = next((c for c in _others(self, trainer) if c.attribute == self.attribute), None)
-        given = self._given if self._given is not None or partner is None else (partner._stages or partner._given)
-        self._stages = find_stages(module, given)
+        partners = [self, *(c for c in _others(self, trainer) if c.attribute == self.attribute)]
+        self._stages = find_stages(module, next((c._given for c in partners if c._given is not None), None))
         stage = self._stages.parameter_stage()
         self._stage_of_id = {id(p): stage[name] for name, p in module.named_parameters()}
 
@@ -118,7 +118,7 @@ class StageCallback(Callback):
     ) -> None:
         """Log the rate that every group has in this step, as ``lr/<group>``."""
         step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not trainer.loggers or (step + 1) % every or step == self._logged_step:
+        if not trainer.loggers or not every or (step + 1) % every or step == self._logged_step:
             return
         self._logged_step = step
         if self is next(c for c in callbacks_of(trainer) if isinstance(c, StageCallback)):
@@ -240,11 +240,3 @@ def _check_strategy(trainer: pl.Trainer) -> None:
             f"training by stage works on one device and with DDP, not with {type(trainer.strategy).__name__}: "
             "use strategy='auto' or 'ddp'"
         )
-
-
-def _has_submodule(pl_module: nn.Module, attribute: str) -> bool:
-    try:
-        pl_module.get_submodule(attribute)
-    except AttributeError:
-        return False
-    return True

@@ -23,7 +23,7 @@ from tl_lightning.callbacks.stage_callback import StageCallback, find_stages, st
 from tl_lightning.callbacks.swa_guard import SwaGuard
 from tl_lightning.callbacks.unfreezing_checks import check_optimizer, check_policy, look_for_unused_parameters
 from tl_lightning.errors import UserError, unknown_name
-from tl_lightning.optim.lr_scale import FLOOR, WARMUP
+from tl_lightning.optim.lr_scale import FLOOR, PEAK, WARMUP
 
 
 class ProgressiveUnfreezing(StageCallback):
@@ -237,14 +237,15 @@ class ProgressiveUnfreezing(StageCallback):
             torch.compiler.reset()  # a compiled module would keep the graph of what was frozen
 
     def _set_rates(self, trainer: pl.Trainer) -> None:
-        thawed = self._progress.thaw_steps
-        if not thawed or not (self.warmup_steps or self.lr_floor):
+        if not (self.warmup_steps or self.lr_floor):
             return
         for stage, group in self.staged_groups(trainer.strategy.optimizers[0]):
-            if stage in thawed:
-                peak = max(group.get("max_lr", 0.0), group.get("initial_lr", group["lr"]))
+            # without initial_lr (ReduceLROnPlateau gives none) the peak is the highest rate so far
+            rates = (group.get(PEAK, 0.0), group.get("max_lr", 0.0), group.get("initial_lr", group["lr"]))
+            group[PEAK] = max(float(rate) for rate in rates)
+            if stage in self._progress.thaw_steps:
                 group[WARMUP] = self._progress.warm_up(stage, trainer.global_step, self.warmup_steps)
-                group[FLOOR] = self.lr_floor * peak
+                group[FLOOR] = self.lr_floor * group[PEAK]
 
     # ---- end and resume
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 Rate = float | Tensor
 
 SCALE, WARMUP, FLOOR = "stage_lr_scale", "stage_warmup", "stage_lr_floor"
+PEAK = "stage_lr_peak"  # what the floor is a share of
 
 
 def install_lr_scale(optimizer: Optimizer) -> None:
