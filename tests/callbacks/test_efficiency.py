@@ -277,3 +277,24 @@ class TestReport:
             EfficiencyMonitor().summary()
         with pytest.raises(UserError, match="warmup_steps"):
             EfficiencyMonitor(warmup_steps=-1)
+
+    def test_a_checkpoint_that_was_only_tested_is_not_added_to_the_next_fit(self, tmp_path):
+        class Tested(Small):
+            def test_step(self, batch, batch_idx):
+                pass
+
+        class Saves(Callback):
+            def on_train_epoch_end(self, trainer, module):
+                trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+        monitor, data = EfficiencyMonitor(), DataLoader(Images(), batch_size=8)
+        trainer = fit(Tested(), monitor, Saves())
+        trainer.test(Tested(), data, ckpt_path=tmp_path / "last.ckpt", verbose=False, weights_only=False)
+        fit(Small(), monitor, max_epochs=1)
+        assert monitor.summary()["images_seen"] == 24
+
+    def test_a_validation_alone_is_not_measured(self):
+        trainer = pl.Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[EfficiencyMonitor()]
+        )
+        trainer.validate(Small(), DataLoader(Images(), batch_size=8), verbose=False)

@@ -63,3 +63,18 @@ def test_a_second_fit_begins_at_zero():
     fit(Plain(), [clock], epochs=1, train=loader(6))
     assert clock.seconds < long
     assert torch.isfinite(torch.tensor(clock.seconds))
+
+
+def test_a_test_of_a_checkpoint_leaves_the_clock(tmp_path):
+    class Tested(Sleeping):
+        def test_step(self, batch, batch_idx):
+            pass
+
+    clock, module = TrainingClock(), Tested()
+    trainer = fit(module, [clock], epochs=1, train=loader(6))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    clock, module = TrainingClock(), Tested()
+    trainer = fit(module, [clock], epochs=3, train=loader(18))
+    before = clock.seconds
+    trainer.test(module, loader(6), ckpt_path=tmp_path / "one.ckpt", verbose=False, weights_only=False)
+    assert clock.seconds == before

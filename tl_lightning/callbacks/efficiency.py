@@ -54,7 +54,11 @@ class EfficiencyMonitor(Callback):
         self.warmup_steps = warmup_steps
         self._summary: dict[str, float] | None = None
         self._earlier: dict[str, float] = {}
-        self._measuring = False
+        self._measuring = self._fitting = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begin anew with a fit; what a test loads from a checkpoint is not part of the next one."""
+        self._fitting, self._earlier = stage == "fit", {}
 
     def summary(self) -> dict[str, float]:
         """Return the numbers of the last fit.
@@ -128,7 +132,8 @@ class EfficiencyMonitor(Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock; the next training batch or epoch starts it again."""
-        self._stopwatch.stop(steady=self._warm)
+        if self._measuring:
+            self._stopwatch.stop(steady=self._warm)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
@@ -146,7 +151,8 @@ class EfficiencyMonitor(Callback):
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Add to what was measured before the checkpoint."""
-        self._earlier = dict(state_dict)
+        if self._fitting:
+            self._earlier = dict(state_dict)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add up and log."""

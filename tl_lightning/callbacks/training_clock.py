@@ -26,6 +26,7 @@ class TrainingClock(Callback):
     def __init__(self) -> None:
         self._watch: Stopwatch | None = None
         self._earlier = 0.0
+        self._fitting = False
 
     @property
     def seconds(self) -> float:
@@ -33,8 +34,9 @@ class TrainingClock(Callback):
         return self._earlier + (_undisturbed(self._watch) if self._watch is not None else 0.0)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begin anew."""
-        if stage == "fit":
+        """Begin anew with a fit; what a test loads from a checkpoint must leave the clock alone."""
+        self._fitting = stage == "fit"
+        if self._fitting:
             self._watch, self._earlier = Stopwatch(trainer.strategy.root_device), 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -74,7 +76,8 @@ class TrainingClock(Callback):
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Go on from there."""
-        self._earlier = state_dict["seconds"]
+        if self._fitting:
+            self._earlier = state_dict["seconds"]
 
     def _running(self) -> Stopwatch:
         assert self._watch is not None, "the clock is made when the fit is set up"
