@@ -165,3 +165,18 @@ def test_a_module_that_cannot_be_traced_is_a_user_error():
 
     with pytest.raises(UserError, match="traced"):
         fold_batchnorm(Untraceable())
+
+
+def test_a_norm_that_is_called_by_keyword_is_folded():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(input=self.conv(x))
+
+    model = with_statistics(Keyword())
+    folded = fold_batchnorm(model)
+    assert norms(folded) == 0
+    assert_same_output(model, folded, torch.rand(2, 3, 8, 8))

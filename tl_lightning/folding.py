@@ -37,7 +37,7 @@ def fold_batchnorm(prefix: nn.Module) -> fx.GraphModule:
         norm = _called(folded, norm_node)
         if type(norm) not in _NORMS or norm.running_mean is None:  # type: ignore[union-attr]
             continue
-        layer_node = norm_node.args[0]
+        layer_node = norm_node.all_input_nodes[0]
         layer = _called(folded, layer_node)
         if layer is None or len(layer_node.users) > 1 or calls[layer_node.target] > 1:
             continue
