@@ -63,8 +63,8 @@ def depthwise_weight_gradient(
         padding: Zeros on both sides along height and width.
     """
     inputs, grads = _pixels(input)[:, :, None], _pixels(grad)[:, None]
-    pairs = inputs[0] * grads[0]
-    for one, other in zip(inputs[1:], grads[1:], strict=True):  # image by image the sum stays in the processor's cache
+    pairs = input.new_zeros(inputs.shape[1], grads.shape[2], input.shape[1])
+    for one, other in zip(inputs, grads, strict=True):  # image by image the sum stays in the processor's cache
         pairs.addcmul_(one, other)
     connected = _connected(tuple(input.shape[2:]), tuple(grad.shape[2:]), tuple(kernel), tuple(stride), tuple(padding))
     return (pairs.flatten(0, 1).t() @ connected).view(-1, 1, *kernel)

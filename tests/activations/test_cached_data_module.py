@@ -143,12 +143,10 @@ def test_parameters_that_should_train_are_refused():
 
 
 def test_cached_maps_reach_the_suffix_in_the_memory_format_of_the_module():
-    module = task("resnet18")
-    seen = []
-    module.backbone.layer4.register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
-    )
+    module, seen = task("resnet18"), []
     data = CachedDataModule(digits(), module, module.stages.boundary_before("layer4"))
+    module.backbone.layer4[0].conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     train(module, data, "layer4")
-    assert seen
-    assert all(seen)
+    maps = [value for value in seen if isinstance(value, torch.Tensor)]  # tracing calls the hook, too
+    assert maps
+    assert all(value.is_contiguous(memory_format=torch.channels_last) for value in maps)
