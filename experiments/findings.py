@@ -25,8 +25,8 @@ WHY: dict[tuple[str, str], str] = {
     "claim is about schedules at which both have learnt something; this run is too short to test it.",
     ("4a", "tasks_bench"): "CamVid: scratch was still improving at the end of 4x (see the report), so that the "
     "longer schedule is not long enough to say whether the gap closes.",
-    ("5b", "domain_similarity_elpv"): "The mean of the three seeds lies below the published accuracy; their wide "
-    "interval reaches it.",
+    ("5b", "domain_similarity_elpv"): "At 128 px and without augmentation. The mean of the three seeds lies below the "
+    "published accuracy; their wide interval reaches it.",
     ("8c", "freezing"): "Noise on 8 x 8 digits hardly hurts: the head alone reaches 97 %, so that no arm can be 8 "
     "points above it.",
     ("10a", "transfer_vs_scratch"): "The fine-tuned network has 32 steps, scratch five times as many, which is enough "
