@@ -156,7 +156,8 @@ def _panel(axes: Axes, unit: str, group: pd.DataFrame) -> None:
             axes.plot(
                 c["published_effect"], place, marker="x", color="#000000", markersize=8, linestyle="none", zorder=4
             )
-    axes.axvline(0, color="#888888", linewidth=0.8, zorder=1)
+    if unit != "%":  # an accuracy is not compared with 0
+        axes.axvline(0, color="#888888", linewidth=0.8, zorder=1)
     axes.set_yticks(places, [wrap(f"{c['finding']}  {c['claim']} ({c['run']})", 62) for c in rows], fontsize=7)
     axes.set_ylim(-0.7, len(group) - 0.3)
     axes.set_xlabel(unit, fontsize=9)
