@@ -42,9 +42,9 @@ seeds, an open triangle is a seed that never reached the target in the epochs it
 its training, and its arm's speed-up is then an upper bound. The time is that of training (validation is left out); that
 of computing cached features and of compiling counts; accuracy is looked at after every epoch.
 
-By default trials run one after another in one process; steps of a throw-away model run before the first one is timed.
-The first step of a fit, and the first after stages thaw, is slower because its operations are counted: it enters with
-the mean time of the other steps of its epoch.
+Steps of a throw-away model run before the first trial is timed. The first step of a fit, and the first after stages
+thaw, is slower because its operations are counted: it enters with the mean time of the other steps of its epoch. With
+`--jobs 1` no trial shares the processor with another.
 
 Sources: Kornblith et al. 2019, "Do better ImageNet models transfer better?"; Howard & Ruder 2018 (gradual unfreezing);
 Smith 2018, "A disciplined approach to neural network hyper-parameters" (one cycle); Goyal et al. 2017 (warm-up); Tan &
@@ -181,7 +181,10 @@ def report(report: study.Report) -> None:
     speed.conclude(report, ups, PLAIN, SCRATCH)
     together = max(record["settings"].get("jobs", 1) for record in report.records)
     if together > 1:
-        report.conclude(f"**Timed beside one another**: up to {together} trials shared the processor (`--jobs`).")
+        report.conclude(
+            f"**Timed beside one another**: {together} trials at a time shared the processor, each with its part of "
+            "the cores; what runs beside a trial adds to the spread of its time."
+        )
 
     report.section("Time to the target", speed.target_text(targets, report.settings.target_margin, PLAIN))
     report.table(time_to_target.time_table(times, ups, report.arms))
