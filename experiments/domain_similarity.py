@@ -136,7 +136,7 @@ def run(trial: Trial, settings: DomainSettings) -> dict[str, Any]:
 def as_published(trial: Trial, settings: DomainSettings) -> dict[str, Any]:
     """Fine-tune on the published split of ELPV: 75 % to train on, of which a fifth selects, 25 % to test on.
 
-    Deitsch et al. mirror, turn and shift the cells; here they are mirrored.
+    A solar cell is as good upside down: mirrored at random where the settings ask for it.
     """
     options = settings.options(trial.arm.factors["target"])
     options |= {"samples_per_class": None, "val_samples": None, "test_samples": None}
