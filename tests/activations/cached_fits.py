@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from quiet_trainer import quiet_trainer
 from torch import nn
 
 from tl_lightning.backbones import create_backbone
@@ -43,17 +44,7 @@ def frozen_task(name: str) -> TransferModule:
 
 
 def trainer(*callbacks: Callback, epochs: int = 1, **options) -> pl.Trainer:
-    return pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=list(callbacks),
-        **options,
-    )
+    return quiet_trainer(max_epochs=epochs, callbacks=list(callbacks), **options)
 
 
 def train(module: TransferModule, data, depth: str, *callbacks: Callback, epochs: int = 1) -> dict[str, float]:

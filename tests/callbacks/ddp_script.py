@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from fits import Plain, TinyNet, loader, tensors, trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+sys.path.append(str(Path(__file__).parents[1]))
+from fits import Plain, TinyNet, loader, tensors, trainer
 
 from tl_lightning.callbacks import DiscriminativeLR, FreezeAudit, OnPlateau, ProgressiveUnfreezing, StepSeed
 from tl_lightning.callbacks.checksums import checksums

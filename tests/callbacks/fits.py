@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from quiet_trainer import quiet_trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -103,14 +104,7 @@ def loader(images: int = 18, batch_size: int = 6, pixels: int = 8, **options: An
 
 
 def trainer(epochs: int, callbacks: Sequence[Callback], **options: Any) -> pl.Trainer:
-    quiet: dict[str, Any] = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return pl.Trainer(max_epochs=epochs, callbacks=list(callbacks), **{**quiet, **options})
+    return quiet_trainer(max_epochs=epochs, callbacks=list(callbacks), **{"num_sanity_val_steps": 2, **options})
 
 
 def fit(

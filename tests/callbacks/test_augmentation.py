@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
+from quiet_trainer import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as V2
@@ -71,15 +72,7 @@ class Probe(pl.LightningModule):
 
 
 def trainer(*callbacks: Callback, epochs: int = 1) -> pl.Trainer:
-    return pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-    )
+    return quiet_trainer(max_epochs=epochs, callbacks=list(callbacks), num_sanity_val_steps=2)
 
 
 def fit(callback: Callback, data: Dataset | None = None, *, epochs: int = 2, workers: int = 0) -> Probe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import pytest
 import torch
+from quiet_trainer import quiet_trainer
 from torch import nn
 
 from tl_lightning.callbacks.augmentation import BatchAugmentation
@@ -31,16 +32,7 @@ class Collector(pl.LightningModule):
 
 def batches(callback, task="detection", epochs=1, data=None):
     module = Collector()
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=[callback] if callback else [],
-    )
+    trainer = quiet_trainer(max_epochs=epochs, limit_val_batches=0, callbacks=[callback] if callback else [])
     data = data or DenseDataModule(task=task, train_images=16, val_images=1, test_images=1, image_size=64, batch_size=8)
     trainer.fit(module, data)
     return module.batches
@@ -103,15 +95,7 @@ def test_the_plain_augmentation_is_refused_for_dense_tasks(task):
 
     data = DenseDataModule(task=task, train_images=4, val_images=2, test_images=1, image_size=64)
     kind = DetectionModule if task == "detection" else SegmentationModule
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[BatchAugmentation()],
-    )
+    trainer = quiet_trainer(callbacks=[BatchAugmentation()])
     with pytest.raises(UserError, match="BatchAugmentation moves images but not their boxes and masks"):
         trainer.fit(kind("mobilenet_v3_small", 10 if task == "detection" else 11), data)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from quiet_trainer import quiet_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -61,16 +62,8 @@ class Small(pl.LightningModule):
 
 
 def fit(module: Small, *callbacks: Callback, data: Dataset | None = None, val: bool = False, **options) -> pl.Trainer:
-    options = {"max_epochs": 2, "logger": False, **options}
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=2 if val else 0,
-        callbacks=list(callbacks),
-        **options,
-    )
+    options = {"max_epochs": 2, "num_sanity_val_steps": 2 if val else 0, "callbacks": list(callbacks), **options}
+    trainer = quiet_trainer(**options)
     loader = DataLoader(data or Images(), batch_size=8)
     trainer.fit(module, loader, DataLoader(Images(), batch_size=8) if val else None)
     return trainer
@@ -167,16 +160,7 @@ class TestTime:
                 return DataLoader(Images(), batch_size=8)
 
         monitor = EfficiencyMonitor()
-        trainer = pl.Trainer(
-            max_epochs=1,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            callbacks=[monitor],
-        )
+        trainer = quiet_trainer(callbacks=[monitor])
         trainer.fit(Small(), Data())
         assert monitor.summary()["train_seconds"] < 0.8
         assert monitor.summary()["fit_seconds"] > 1
@@ -294,7 +278,5 @@ class TestReport:
         assert monitor.summary()["images_seen"] == 24
 
     def test_a_validation_alone_is_not_measured(self):
-        trainer = pl.Trainer(
-            accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[EfficiencyMonitor()]
-        )
+        trainer = quiet_trainer(callbacks=[EfficiencyMonitor()])
         trainer.validate(Small(), DataLoader(Images(), batch_size=8), verbose=False)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from quiet_trainer import quiet_trainer
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -63,17 +64,8 @@ def module() -> TransferModule:
 
 
 def trainer(root: Path, *callbacks: Callback, **options: Any) -> pl.Trainer:
-    options = {"max_epochs": 1, "accumulate_grad_batches": 2, "logger": TensorBoardLogger(root), **options}
-    return pl.Trainer(
-        default_root_dir=root,
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        **options,
-    )
+    options = {"accumulate_grad_batches": 2, "logger": TensorBoardLogger(root), "num_sanity_val_steps": 2, **options}
+    return quiet_trainer(default_root_dir=root, callbacks=list(callbacks), log_every_n_steps=1, **options)
 
 
 def everything(net: nn.Module) -> dict[str, Any]:

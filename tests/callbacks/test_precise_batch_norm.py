@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from fits import Plain, ResumableLoader, TinyNet, changed, fit, loader, tensors
+from quiet_trainer import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -26,17 +27,7 @@ def accuracy(*callbacks: pl.Callback, seed: int) -> float:
     images.setup()
     torch.manual_seed(seed)
     module = TransferModule("efficientnet_lite0", 10, lr=0.003)
-    trainer = pl.Trainer(
-        max_epochs=5,
-        accelerator="cpu",
-        callbacks=[StepSeed(0), *callbacks],
-        check_val_every_n_epoch=5,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = quiet_trainer(max_epochs=5, callbacks=[StepSeed(0), *callbacks], check_val_every_n_epoch=5)
     trainer.fit(module, images)
     return float(trainer.callback_metrics["val/accuracy"])
 

@@ -8,6 +8,7 @@ import torch
 from fits import Plain, fit, loader
 from hypothesis import given
 from hypothesis import strategies as st
+from quiet_trainer import quiet_trainer
 from torch.utils.data import DataLoader
 
 from tl_lightning.callbacks.progressive_resizing import ProgressiveResizing, growing
@@ -64,15 +65,7 @@ def test_cached_activations_are_refused():
     module = TransferModule("shufflenet_v2_x0_5", 10)
     module.requires_grad_(False)
     cached = CachedDataModule(images, module, module.stages.boundary_before(len(module.stages) - 1))
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[ProgressiveResizing({0: 16})],
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(callbacks=[ProgressiveResizing({0: 16})])
     with pytest.raises(UserError, match="cached activations"):
         trainer.fit(module, cached)
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from quiet_trainer import quiet_trainer
 
 from tl_lightning.data import BatchLoader, ImageSet
 from tl_lightning.data.loader import rank_batches
@@ -107,16 +108,8 @@ def fit(
     folder: Path, checkpoint: ModelCheckpoint, resume: Path | None = None, validate: bool = True, **kwargs
 ) -> Recorder:
     module = Recorder()
-    trainer = Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[checkpoint],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        num_sanity_val_steps=0,
-        **kwargs,
+    trainer = quiet_trainer(
+        max_epochs=3, callbacks=[checkpoint], enable_checkpointing=True, default_root_dir=folder, **kwargs
     )
     data = image_set(19)
     loaders = [BatchLoader(data, 5, shuffle=True, seed=4)] + [BatchLoader(data, 8)] * validate

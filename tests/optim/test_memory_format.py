@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
 import pytest
 import torch
+from quiet_trainer import quiet_trainer
 from torch import nn
 
 from tl_lightning.data import TransferDataModule
@@ -27,15 +27,7 @@ def trained(folder, epochs, channels_last, resume=None):
     torch.manual_seed(0)
     module = TransferModule(Small(), 10, lr=0.01, schedule="constant", warmup_fraction=0, channels_last=channels_last)
     data = TransferDataModule("digits", image_size=12, batch_size=8, samples_per_class=8, seed=0)
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
+    trainer = quiet_trainer(max_epochs=epochs, default_root_dir=folder, enable_checkpointing=True, limit_val_batches=0)
     trainer.fit(module, data, ckpt_path=resume, weights_only=None if resume is None else False)
     return module, trainer.checkpoint_callback.best_model_path
 

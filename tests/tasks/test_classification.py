@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import math
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
+from quiet_trainer import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tl_lightning import BatchAugmentation, TransferDataModule, TransferModule, UserError, create_backbone
 from tl_lightning.tasks import NonFiniteLossError
-
-
-def trainer(**options):
-    arguments = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-    }
-    return pl.Trainer(**{**arguments, **options})
 
 
 def tiny_cnn(classes=10):
@@ -53,7 +40,7 @@ def digits():
 
 def test_it_learns_and_logs_every_metric(digits):
     module = TransferModule(tiny_cnn(), 10, lr=3e-3)
-    fit = trainer(max_epochs=6)
+    fit = quiet_trainer(max_epochs=6)
     fit.fit(module, digits)
     assert {"train/loss", "train/accuracy", "val/accuracy", "val/ece"} <= fit.callback_metrics.keys()
     test = fit.test(module, digits, verbose=False)[0]
@@ -70,7 +57,7 @@ def test_it_learns_and_logs_every_metric(digits):
 def test_schedules_and_optimizers_train(digits, schedule, optimizer):
     module = TransferModule(tiny_cnn(), 10, lr=1e-3, schedule=schedule, optimizer=optimizer)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    trainer(limit_train_batches=3).fit(module, digits)
+    quiet_trainer(limit_train_batches=3).fit(module, digits)
     assert all(not torch.equal(before[name], p) for name, p in module.named_parameters())
 
 
@@ -83,7 +70,7 @@ def test_images_are_normalised_inside():
 
 def test_parameter_groups_are_named_by_stage_and_cover_everything(digits):
     module = TransferModule("shufflenet_v2_x0_5", 10)
-    fit = trainer(limit_train_batches=1, limit_val_batches=1)
+    fit = quiet_trainer(limit_train_batches=1, limit_val_batches=1)
     fit.fit(module, digits)
     groups = fit.optimizers[0].param_groups
     assert groups[0]["name"] == "conv1/decay"
@@ -127,20 +114,20 @@ def test_auxiliary_heads_add_to_the_loss():
 def test_pairs_as_any_dataset_gives_them_train():
     pairs = TensorDataset(torch.rand(16, 3, 16, 16), torch.randint(10, (16,)))
     module = TransferModule(tiny_cnn(), 10)
-    trainer().fit(module, DataLoader(pairs, batch_size=8), DataLoader(pairs, batch_size=8))
-    probabilities = torch.cat(trainer().predict(module, DataLoader(pairs, batch_size=8)))
+    quiet_trainer().fit(module, DataLoader(pairs, batch_size=8), DataLoader(pairs, batch_size=8))
+    probabilities = torch.cat(quiet_trainer().predict(module, DataLoader(pairs, batch_size=8)))
     assert torch.allclose(probabilities.sum(1), torch.ones(16), atol=1e-5)
 
 
 def test_a_diverged_loss_ends_the_fit(digits):
     module = TransferModule(tiny_cnn(), 10, lr=1e30, optimizer="sgd", schedule="constant", warmup_fraction=0)
     with pytest.raises(NonFiniteLossError, match="lower the learning rate"):
-        trainer(max_epochs=3).fit(module, digits)
+        quiet_trainer(max_epochs=3).fit(module, digits)
 
 
 def test_a_checkpoint_restores_the_module(digits, tmp_path):
     module = TransferModule("shufflenet_v2_x0_5", 10, lr=0.01)
-    fit = trainer(limit_train_batches=1, limit_val_batches=1)
+    fit = quiet_trainer(limit_train_batches=1, limit_val_batches=1)
     fit.fit(module, digits)
     fit.save_checkpoint(tmp_path / "module.ckpt")
     restored = TransferModule.load_from_checkpoint(tmp_path / "module.ckpt").eval()
@@ -190,24 +177,24 @@ def test_a_schedule_needs_the_number_of_steps(options):
     # Seen to fail: a cosine over data without a length was constant, one without an end an OverflowError.
     module = TransferModule(tiny_cnn(), 10, **options)
     with pytest.raises(UserError, match=r"needs to know the steps of the fit.*set max_steps"):
-        trainer().fit(module, DataLoader(Stream(), batch_size=8))
+        quiet_trainer().fit(module, DataLoader(Stream(), batch_size=8))
     with pytest.raises(UserError, match="set max_steps"):
-        trainer(max_epochs=-1).fit(module, DataLoader(PAIRS, batch_size=8))
+        quiet_trainer(max_epochs=-1).fit(module, DataLoader(PAIRS, batch_size=8))
 
 
 def test_a_constant_rate_does_not_and_max_steps_tells_it():
     rates = Rates()
     constant = TransferModule(tiny_cnn(), 10, schedule="constant", warmup_fraction=0)
-    trainer(callbacks=[rates]).fit(constant, DataLoader(Stream(), batch_size=8))
+    quiet_trainer(callbacks=[rates]).fit(constant, DataLoader(Stream(), batch_size=8))
     assert rates.seen == [1e-3] * 3
     cosine = TransferModule(tiny_cnn(), 10, warmup_fraction=0)
-    trainer(callbacks=[rates], max_epochs=-1, max_steps=4).fit(cosine, DataLoader(Stream(), batch_size=8))
+    quiet_trainer(callbacks=[rates], max_epochs=-1, max_steps=4).fit(cosine, DataLoader(Stream(), batch_size=8))
     assert rates.seen[3:] == pytest.approx([1e-3 * 0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)])
 
 
 def test_a_warm_up_fits_into_a_single_step():
     module = TransferModule(tiny_cnn(), 10, warmup_fraction=0.6)
-    trainer(fast_dev_run=True).fit(module, DataLoader(PAIRS, batch_size=8), DataLoader(PAIRS, batch_size=8))
+    quiet_trainer(fast_dev_run=True).fit(module, DataLoader(PAIRS, batch_size=8), DataLoader(PAIRS, batch_size=8))
 
 
 def test_a_parameter_of_the_module_itself_trains():
@@ -221,7 +208,7 @@ def test_a_parameter_of_the_module_itself_trains():
             return super().output(batch) * self.temperature
 
     module = Scaled()
-    fit = trainer()
+    fit = quiet_trainer()
     fit.fit(module, DataLoader(PAIRS, batch_size=8))
     assert module.temperature != 1
     assert fit.optimizers[0].param_groups[-1]["param_names"] == ["temperature"]
@@ -230,7 +217,7 @@ def test_a_parameter_of_the_module_itself_trains():
 def test_gradients_of_fp16_are_clipped():
     precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
     module = TransferModule(tiny_cnn(), 10)
-    trainer(plugins=[precision], gradient_clip_val=1.0).fit(module, DataLoader(PAIRS, batch_size=8))
+    quiet_trainer(plugins=[precision], gradient_clip_val=1.0).fit(module, DataLoader(PAIRS, batch_size=8))
 
 
 @pytest.mark.parametrize("size", [8, 10])
@@ -238,6 +225,6 @@ def test_labels_that_are_mixed_in_a_pair_train_and_count(size):
     # Seen to fail: with as many images as classes the accuracy was of labels against probabilities, else an error.
     module = TransferModule(tiny_cnn(), 10)
     nn.init.constant_(module.backbone[-1].bias[3], 9.0)
-    fit = trainer(callbacks=[BatchAugmentation(mixup=0.2)], limit_train_batches=1)
+    fit = quiet_trainer(callbacks=[BatchAugmentation(mixup=0.2)], limit_train_batches=1)
     fit.fit(module, DataLoader(TensorDataset(PAIRS.tensors[0], torch.full((24,), 3)), batch_size=size))
     assert fit.callback_metrics["train/accuracy"] == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import pytest
 import torch
+from quiet_trainer import quiet_trainer
 
 from tl_lightning.callbacks import (
     DiscriminativeLR,
@@ -34,14 +35,9 @@ def module_of(task):
 
 def fit(task, *callbacks, epochs=2, resume=None, **options):
     module = module_of(task)
-    runner = pl.Trainer(
+    runner = quiet_trainer(
         max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
         enable_checkpointing=any(isinstance(c, pl.callbacks.ModelCheckpoint) for c in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
         callbacks=list(callbacks),
         **options,
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 
-import lightning.pytorch as pl
 import pytest
 import torch
+from quiet_trainer import quiet_trainer
 
 from tl_lightning.backbones import create_backbone
 from tl_lightning.data.dense import DenseDataModule
@@ -15,19 +15,6 @@ from tl_lightning.tasks.detection import DetectionModule
 from tl_lightning.tasks.detectors import DETECTORS, SameSizeImages
 
 BACKBONE = "mobilenet_v3_small"
-
-
-def trainer(**options):
-    arguments = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-    }
-    return pl.Trainer(**{**arguments, **options})
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +51,7 @@ def test_a_few_steps_reduce_the_loss(scenes, detector):
 
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_a_fit_logs_losses_and_coco_metrics(scenes, detector):
-    module, runner = build(detector), trainer()
+    module, runner = build(detector), quiet_trainer()
     runner.fit(module, scenes)
     logged = runner.callback_metrics
     assert {"train/loss", "val/map", "val/map_50", "val/map_75", "val/mar_100"} <= logged.keys()
@@ -92,13 +79,13 @@ def test_perfect_predictions_have_a_precision_of_one(scenes, monkeypatch):
         batch = scenes.on_after_batch_transfer(batch, 0)
         by_size[batch["image"].shape] = batch
     monkeypatch.setattr(module, "forward", perfect)
-    result = trainer().validate(module, scenes, verbose=False)[0]
+    result = quiet_trainer().validate(module, scenes, verbose=False)[0]
     assert result["val/map"] == pytest.approx(1.0)
     assert result["val/map_75"] == pytest.approx(1.0)
     assert set(module.map_per_class.values()) == {1.0}
     for batch in by_size.values():  # wrong classes are found nowhere
         batch["labels"] = [labels % 10 + 1 for labels in batch["labels"]]
-    assert trainer().validate(module, scenes, verbose=False)[0]["val/map"] < 0.3
+    assert quiet_trainer().validate(module, scenes, verbose=False)[0]["val/map"] < 0.3
 
 
 def test_crowds_are_neither_trained_on_nor_missed(scenes):
@@ -190,7 +177,7 @@ def test_images_without_objects_are_trained_on(scenes):
 
 
 def test_every_parameter_is_in_one_named_group_and_gets_a_gradient(scenes):
-    module, runner = build(), trainer(limit_val_batches=0)
+    module, runner = build(), quiet_trainer(limit_val_batches=0)
     runner.fit(module, scenes)
     groups = runner.optimizers[0].param_groups
     held = [id(p) for group in groups for p in group["params"]]
@@ -219,7 +206,7 @@ def test_the_detector_shares_the_backbone_without_owning_it():
 
 
 def test_checkpoint_restores_the_module(tmp_path, scenes):
-    module, runner = build("ssdlite", lr=0.003), trainer()
+    module, runner = build("ssdlite", lr=0.003), quiet_trainer()
     runner.fit(module, scenes)
     runner.save_checkpoint(tmp_path / "last.ckpt")
     loaded = DetectionModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=False)
@@ -235,7 +222,7 @@ def test_a_module_serves_as_backbone_too(scenes):
     backbone = create_backbone("resnet18")
     module = build(backbone=backbone)
     assert dict(module.backbone.named_parameters())["layer1.0.conv1.weight"] is backbone.layer1[0].conv1.weight
-    trainer(limit_train_batches=1, limit_val_batches=0).fit(module, scenes)
+    quiet_trainer(limit_train_batches=1, limit_val_batches=0).fit(module, scenes)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +244,7 @@ def test_impossible_values(options, reason):
 
 def test_data_of_another_kind_is_refused(scenes):
     with pytest.raises(UserError, match="DetectionModule has 5 classes, but the data have 10"):
-        trainer().fit(build(classes=5), scenes)
+        quiet_trainer().fit(build(classes=5), scenes)
     with pytest.raises(UserError, match="needs batches with 'boxes', but this one holds image, mask"):
         build().training_step({"image": torch.rand(2, 3, 64, 64), "mask": torch.zeros(2, 64, 64)}, 0)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from quiet_trainer import quiet_trainer
 
 from tl_lightning.data.dense import DenseDataModule
 from tl_lightning.errors import UserError
@@ -14,19 +14,6 @@ from tl_lightning.tasks.segmentation_heads import SEGMENTATION_HEADS
 
 BACKBONE = "mobilenet_v3_small"
 VOID = 255
-
-
-def trainer(**options):
-    arguments = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-    }
-    return pl.Trainer(**{**arguments, **options})
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +50,7 @@ def test_a_few_steps_reduce_the_loss(scenes, head):
 
 @pytest.mark.parametrize("head", SEGMENTATION_HEADS)
 def test_a_fit_logs_loss_and_iou(scenes, head):
-    module, runner = build(head), trainer()
+    module, runner = build(head), quiet_trainer()
     runner.fit(module, scenes)
     assert {"train/loss", "train/pixel_accuracy", "val/loss", "val/miou", "val/pixel_accuracy"} <= set(
         runner.callback_metrics
@@ -94,7 +81,7 @@ def evaluate(scenes, monkeypatch, change):
         return 20 * F.one_hot(change(masks[image.shape]), 11).permute(0, 3, 1, 2).float()
 
     monkeypatch.setattr(module, "forward", predict)
-    return trainer().validate(module, scenes, verbose=False)[0], module.iou_per_class
+    return quiet_trainer().validate(module, scenes, verbose=False)[0], module.iou_per_class
 
 
 def test_perfect_predictions_have_an_iou_of_one(scenes, monkeypatch):
@@ -146,7 +133,7 @@ def test_weights_and_smoothing_are_those_of_cross_entropy(scenes):
 
 
 def test_every_parameter_is_in_one_named_group_and_gets_a_gradient(scenes):
-    module, runner = build(), trainer(limit_val_batches=0)
+    module, runner = build(), quiet_trainer(limit_val_batches=0)
     runner.fit(module, scenes)
     groups = runner.optimizers[0].param_groups
     held = [id(p) for group in groups for p in group["params"]]
@@ -155,7 +142,7 @@ def test_every_parameter_is_in_one_named_group_and_gets_a_gradient(scenes):
 
 
 def test_checkpoint_restores_the_module(tmp_path, scenes):
-    module, runner = build("fcn", output_stride=8), trainer(limit_val_batches=0)
+    module, runner = build("fcn", output_stride=8), quiet_trainer(limit_val_batches=0)
     runner.fit(module, scenes)
     runner.save_checkpoint(tmp_path / "last.ckpt")
     loaded = SegmentationModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=False)
@@ -183,7 +170,7 @@ def test_impossible_values(options, reason):
 
 def test_data_of_another_kind_is_refused(scenes):
     with pytest.raises(UserError, match="SegmentationModule has 5 classes, but the data have 11"):
-        trainer().fit(build(classes=5), scenes)
+        quiet_trainer().fit(build(classes=5), scenes)
     with pytest.raises(UserError, match="needs batches with 'mask', but this one holds image, boxes"):
         build().training_step({"image": torch.rand(2, 3, 64, 64), "boxes": []}, 0)
 
