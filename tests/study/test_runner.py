@@ -113,6 +113,19 @@ def test_another_configuration_is_refused_until_fresh(settings):
     assert len(CALLS) == 6
 
 
+def test_trials_of_images_that_were_decoded_otherwise_are_not_continued(settings, tmp_path):
+    run_study(STUDY, settings)
+    path = tmp_path / "out" / "study.json"
+    state = json.loads(path.read_text())
+    state["configuration"]["image_decoding"] -= 1
+    path.write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"another configuration: image_decoding \d -> \d; use --fresh"):
+        run_study(STUDY, replace(settings, seeds=4))
+    del state["configuration"]["image_decoding"]  # written before it was noted
+    path.write_text(json.dumps(state))
+    assert run_study(STUDY, replace(settings, seeds=4)) == 0
+
+
 def test_settings_that_no_trial_could_run_are_refused_before_the_first(settings, tmp_path):
     def check(settings):
         raise UserError("no such backbone")

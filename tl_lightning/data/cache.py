@@ -28,7 +28,7 @@ from tl_lightning.data.decoding import BadImageError
 from tl_lightning.data.sources import PixelSource
 from tl_lightning.paths import user_path
 
-FORMAT = 2  # raise it when images are decoded differently: older entries are then not found
+FORMAT = 2  # raise it when images are decoded differently: older entries, and trials, are then left alone
 LIMIT_BYTES = 64 * 2**30  # entries used longest ago are removed above this
 
 _log = logging.getLogger(__name__)

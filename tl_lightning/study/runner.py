@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tl_lightning.data.cache import FORMAT
 from tl_lightning.errors import UserError
 from tl_lightning.study.design import Study, Trial
 from tl_lightning.study.devices import check_strategy, resolve_devices
@@ -62,8 +63,10 @@ def run_study(study: Study, settings: Settings) -> int:
     with ExitStack() as stack:
         stack.enter_context(errors_told_once())
         with store.lock(LOCK_SECONDS):
-            defaults = study.settings().configuration()
-            store.open({"study": study.name, **settings.configuration()}, settings.fresh, defaults)
+            # Trials of images that were decoded otherwise cannot be compared; the report would end there.
+            same = {"study": study.name, "image_decoding": FORMAT}
+            defaults = {**same, **study.settings().configuration()}
+            store.open({**same, **settings.configuration()}, settings.fresh, defaults)
             stack.enter_context(store.claims)
         try:
             _run_trials(study, settings, trials, store, console)
