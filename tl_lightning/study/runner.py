@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tl_lightning.data.cache import FORMAT
+from tl_lightning.data.cache import FORMAT as IMAGE_FORMAT
 from tl_lightning.errors import UserError
 from tl_lightning.study.design import Study, Trial
 from tl_lightning.study.devices import check_strategy, resolve_devices
@@ -64,7 +64,7 @@ def run_study(study: Study, settings: Settings) -> int:
         stack.enter_context(errors_told_once())
         with store.lock(LOCK_SECONDS):
             # Trials of images that were decoded otherwise cannot be compared; the report would end there.
-            same = {"study": study.name, "image_decoding": FORMAT}
+            same = {"study": study.name, "image_decoding": IMAGE_FORMAT}
             defaults = {**same, **study.settings().configuration()}
             store.open({**same, **settings.configuration()}, settings.fresh, defaults)
             stack.enter_context(store.claims)
