@@ -124,6 +124,31 @@ def test_the_script_prints_and_writes(runs):
     assert wrong.stderr.count("\n") == 1
 
 
+def test_l2_sp_is_compared_between_a_run_on_cifar_and_one_on_elpv(runs):
+    """Gains of 2 and 4 points on CIFAR-10, of 1, 1 and 4 points on ELPV, at the only size that both have."""
+    accuracies = {
+        "overfitting_own": ("cifar10", {10: [(0.50, 0.52), (0.50, 0.54)], 50: [(0.7, 0.9)]}),
+        "overfitting": ("elpv", {10: [(0.60, 0.61), (0.61, 0.62), (0.59, 0.63)], 80: [(0.7, 0.7)]}),
+    }
+    for run, (data, sizes) in accuracies.items():
+        trials = [
+            {"study": "overfitting", "arm": f"{method}, {size} a class", "samples_per_class": size, "seed": seed}
+            | {"start": "pretrained", "data": data, "status": "ok", "test_accuracy": accuracy}
+            for size, pairs in sizes.items()
+            for seed, pair in enumerate(pairs)
+            for method, accuracy in zip(("none", "L2-SP"), pair, strict=True)
+        ]
+        (runs / run).mkdir()
+        pd.DataFrame(trials).to_csv(runs / run / "results.csv", index=False)
+    command = [sys.executable, str(ROOT / "experiments" / "findings.py"), "--logs", str(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in (runs / "findings.md").read_text().splitlines() if "L2-SP gains more" in line)
+    assert "at 10 a class" in row
+    assert "+1 [" in row
+    assert "| **not decided** | overfitting_own, overfitting |" in row
+
+
 @pytest.mark.parametrize(
     "changed",
     [

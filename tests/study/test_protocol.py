@@ -101,6 +101,9 @@ def test_a_plateau_is_an_end_without_improvement():
     ("columns", "warning"),
     [
         ({"learning_rate_at_edge": [True, False, False, False]}, "**Edge of the grid**: the best learning rate lay"),
+        ({"learning_rates_tried": 1}, "**One learning rate** for all arms"),
+        ({"learning_rates_tried": 2}, "**Two learning rates** for all arms"),
+        ({"learning_rates_tried": [2, 2, 8, 8]}, "**Two learning rates** for 1 of 2 arms"),
         ({"weights": "none", "reached_plateau": [False, True, True, True]}, "**Undertrained**: from random weights"),
     ],
 )
@@ -108,7 +111,8 @@ def test_the_report_says_what_weakens_it(tmp_path, columns, warning):
     design = study.Study("s", "Does it?", "", arms=lambda _: [], run=lambda *_: {}, report=lambda _: None)
     weak = Report(design, SETTINGS, tmp_path, [], frame(**columns), ["a", "b"]).markdown()
     assert warning in weak
-    sound = {name: False if "edge" in name else True if "plateau" in name else "none" for name in columns}
+    sound = {"learning_rate_at_edge": False, "reached_plateau": True, "learning_rates_tried": 3, "weights": "none"}
+    sound = {name: sound[name] for name in columns}
     assert warning not in Report(design, SETTINGS, tmp_path, [], frame(**sound), ["a", "b"]).markdown()
 
 

@@ -17,6 +17,7 @@ from tl_lightning.study.statistics import (
     shared,
     slope,
     spearman,
+    unpaired_difference,
 )
 
 STUDIES = 2000
@@ -99,6 +100,20 @@ def test_paired_difference_is_scipys_paired_test():
     assert comparison.verdict == "higher"
     assert paired_difference(seeds(b), seeds(a)).verdict == "lower"
     assert paired_difference(a, b) == comparison
+
+
+def test_unpaired_difference_is_welchs():
+    random = np.random.default_rng(3)
+    a, b = random.normal(1.0, 0.3, 5), random.normal(0.0, 2.0, 8)
+    interval = unpaired_difference(a, b, 0.9)
+    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.9)
+    assert (interval.low, interval.high) == pytest.approx(tuple(expected))
+    assert (interval.mean, interval.n) == (pytest.approx(a.mean() - b.mean()), 5)
+
+
+def test_unpaired_difference_of_single_or_equal_values():
+    assert np.isnan(unpaired_difference([1.0], [0.0, 2.0]).low)
+    assert unpaired_difference([1.0, 1.0], [3.0, 3.0]) == Interval(-2.0, -2.0, -2.0, 2)
 
 
 def test_verdict_agrees_with_the_p_value():

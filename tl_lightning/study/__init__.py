@@ -76,6 +76,7 @@ _EXPORTS = {
     "mean_contrast": "tl_lightning.study.paired_gains",
     "gain_interval": "tl_lightning.study.paired_gains",
     "contrast_interval": "tl_lightning.study.paired_gains",
+    "seeds": "tl_lightning.study.paired_gains",
     "pretrained_on": "tl_lightning.study.source",
     "sources": "tl_lightning.study.source",
     "source_columns": "tl_lightning.study.source",

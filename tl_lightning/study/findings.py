@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tl_lightning.study.report import markdown_table
 VERDICTS = {"holds": (HIGHER, "o"), "fails": (LOWER, "s"), "not decided": (UNDECIDED, "D")}
 
 
-def collect(folder: Path) -> pd.DataFrame:
+def collect(folder: Path, between: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
     """Return the criteria of all studies in ``folder``, a criterion a row, by finding.
 
     A run of a part of a study has rows of the other parts that say "not measured"; they are left out where another
@@ -29,6 +29,8 @@ def collect(folder: Path) -> pd.DataFrame:
 
     Args:
         folder: Holds an output folder for each run, with its ``criteria.csv``.
+        between: Rows of criteria that take more than one run, as from ``Criterion.row``, with their ``study``,
+            ``command`` and ``run``.
 
     Raises:
         UserError: There is none, or one cannot be read.
@@ -43,6 +45,8 @@ def collect(folder: Path) -> pd.DataFrame:
             frames.append(frame.assign(run=path.parent.name)[_columns(frame)])
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} is no criteria file: {' '.join(str(error).split())}") from error
+    if between:
+        frames.append(pd.DataFrame(between).astype({"published_effect": float}))  # None is none
     criteria = _without_repeated_blanks(pd.concat(frames, ignore_index=True))
     return criteria.sort_values(["finding", "run"], key=lambda column: column.map(_natural)).reset_index(drop=True)
 

@@ -128,6 +128,7 @@ class Report:
             *self._overlap(),
             *self._one_answer(),
             *self._no_better_than_one_answer(),
+            *self._few_learning_rates(),
             *self._at_the_edge(),
             *self._without_plateau(),
         ]
@@ -156,6 +157,22 @@ class Report:
             return []
         return [f"**No better than one answer for all** in validation: {_named(arms)}. What such an arm loses or gains "
                 "says little."]  # fmt: skip
+
+    def _few_learning_rates(self) -> list[str]:
+        """Say where a grid is too small to have an inside."""
+        if "learning_rates_tried" not in self.results:
+            return []
+        tried = self.results.groupby("arm")["learning_rates_tried"].min().dropna()
+        few = tried[tried <= 2]
+        if few.empty:
+            return []
+        arms = "all arms" if len(few) == len(tried) else f"{len(few)} of {len(tried)} arms"
+        if few.min() == 1:
+            return [
+                f"**One learning rate** for {arms}: they are not tuned, and another rate may change the comparison."
+            ]
+        return [f"**Two learning rates** for {arms}: the better one is always at an edge of the grid, and a wider grid "
+                "may change the comparison."]  # fmt: skip
 
     def _at_the_edge(self) -> list[str]:
         if "learning_rate_at_edge" not in self.results or not self.results["learning_rate_at_edge"].any():

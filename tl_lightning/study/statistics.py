@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from tl_lightning.errors import UserError, unknown_name
@@ -44,6 +44,7 @@ __all__ = [
     "shared",
     "slope",
     "spearman",
+    "unpaired_difference",
 ]
 
 Direction = Literal["higher", "lower", "no difference shown"]
@@ -123,6 +124,26 @@ def paired_ratio(a: Values, b: Values, confidence: float = 0.95) -> Interval:
     log = mean_interval(np.log(first) - np.log(second), confidence)
     mean, low, high = np.exp([log.mean, log.low, log.high]).tolist()
     return Interval(mean, low, high, log.n)
+
+
+def unpaired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return mean(a) - mean(b) of two independent samples with the interval of Welch (1947), such as of two data sets.
+
+    `n` is that of the smaller sample; the bounds are nan where it has one value.
+
+    Raises:
+        UserError: A sample is empty, or a value is not finite.
+    """
+    first, second = mean_interval(a, confidence), mean_interval(b, confidence)
+    difference, n = first.mean - second.mean, min(first.n, second.n)
+    if n < 2:
+        return Interval(difference, np.nan, np.nan, n)
+    errors = np.array([np.var(values, ddof=1) / np.size(values) for values in (a, b)])  # squared
+    if not errors.any():
+        return Interval(difference, difference, difference, n)
+    freedom = errors.sum() ** 2 / (errors**2 / (np.array([first.n, second.n]) - 1)).sum()
+    half = float(special.stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(errors.sum()))
+    return Interval(difference, difference - half, difference + half, n)
 
 
 def holm(comparisons: Mapping[str, Comparison], alpha: float = 0.05) -> dict[str, Comparison]:
