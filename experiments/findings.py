@@ -28,7 +28,7 @@ WHY: dict[tuple[str, str], str] = {
     ("2a", "fine_tuning_bench"): "In the one seed of 250 a class whose probe was best at the larger learning rate, "
     "fine-tuning from its head begins with a mean loss of 5.6 in the first epoch (2.1 and 2.4 in the others, 1.7 to "
     "1.8 from a new head) and ends at 50 % (62 and 66 %): presumably a head with large weights, under the full "
-    "learning rate from the first step on. The grid ends at 0.001, selected in 8 of 9 trials that fine-tune all layers.",
+    "learning rate from the first step on. The grid ends at 0.001, selected in 8 of 9 fits of all layers.",
     ("4a", "tasks"): "1x is 36 steps: too few even for the pretrained network, whose advantage grows until 4x. The "
     "claim is about schedules at which both have learnt something; this run is too short to test it.",
     ("4a", "tasks_bench"): "CamVid: scratch was still improving at the end of 4x (see the report), so that the "
