@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +82,13 @@ def test_few_runs_are_shown_all_of_the_first_seed_and_all_records_are_kept(study
     assert len(shown) == 3
     assert all(name.endswith("seed0") for name in shown)
     assert len(list((tmp_path / "reference").rglob("record.json"))) == 11
+
+
+def test_tensorboard_shows_the_reference_runs_at_once():
+    """With more than 40 runs its pages of images and scalars begin empty."""
+    reference = Path(__file__).parents[2] / "logs" / "reference"
+    runs = {path.parent for path in reference.rglob("*tfevents*")}
+    assert 20 <= len(runs) <= 40
 
 
 def test_a_large_figure_is_published_smaller_and_a_small_one_as_it_is(study, tmp_path):

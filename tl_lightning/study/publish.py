@@ -31,7 +31,7 @@ def publish(source: Path, target: Path, runs: int = 3, without: Collection[str] 
     Args:
         source: Output folder of a study.
         target: Folder to fill.
-        runs: Trials to copy the event files of, evenly over the arms.
+        runs: Trials to copy the event files of, evenly over the arms; 0 leaves the figures alone.
         without: Names of figures to leave out, such as those that show images which may not be passed on; TensorBoard's
             copies of all figures are left out with them, and the report says so in their place.
 
