@@ -177,10 +177,11 @@ def cache_criterion(results: pd.DataFrame) -> Criterion | None:
         return None
     effect = mean_interval(cached["extraction_seconds"] / cached["pass_seconds"])
     return Criterion(
-        finding="6b, cache",
+        finding="6b",
         claim="cached features cost one forward pass in all",
         source="cost model",
         published="measured / forward pass = 1",
+        published_effect=1.0,
         rule="seconds of caching / seconds of one forward pass over the same images within 0.75 and 1.25",
         effect=effect,
         unit="forward passes",
