@@ -138,7 +138,8 @@ def unpaired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) ->
     difference, n = first.mean - second.mean, min(first.n, second.n)
     if n < 2:
         return Interval(difference, np.nan, np.nan, n)
-    errors = np.array([np.var(values, ddof=1) / np.size(values) for values in (a, b)])  # squared
+    samples = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    errors = np.array([sample.var(ddof=1) / len(sample) for sample in samples])  # squared
     if not errors.any():
         return Interval(difference, difference, difference, n)
     freedom = errors.sum() ** 2 / (errors**2 / (np.array([first.n, second.n]) - 1)).sum()
