@@ -73,7 +73,7 @@ def _l2_sp(run: str, other: str, a: dict[int, list[float]], b: dict[int, list[fl
     here, there = (study.statistics.mean_interval(gains[few]).scaled(100).format(1) for gains in (a, b))
     criterion = study.Criterion(
         finding="7b",
-        claim="L2-SP gains more on similar data than on dissimilar data",  # as in overfitting.py, which says what lacks
+        claim="L2-SP gains more on similar data than on dissimilar data",  # as in overfitting.py
         source="Li et al. 2020; Kou et al. 2020",
         published="fails on dissimilar data",
         rule=f"gain of L2-SP on A (CIFAR-10) - on B (ELPV) at {few} a class at least 0",
