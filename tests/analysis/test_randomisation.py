@@ -8,7 +8,13 @@ from torch import nn
 from torchvision.models import get_model
 from torchvision.transforms.functional import normalize, resize, to_tensor
 
-from tl_lightning.analysis import grad_cam, guided_backprop, rank_correlation, weight_randomisation_cascade
+from tl_lightning.analysis import (
+    estimate_batch_norm,
+    grad_cam,
+    guided_backprop,
+    rank_correlation,
+    weight_randomisation_cascade,
+)
 from tl_lightning.backbones import efficientnet_lite  # noqa: F401  registers the model
 from tl_lightning.errors import UserError
 
@@ -78,6 +84,23 @@ def crops() -> torch.Tensor:
     photos = [to_tensor(np.array(image)) for image in load_sample_images().images]
     parts = [photo[:, y : y + 300, x : x + 300] for photo in photos for y, x in ((0, 0), (60, 180), (120, 320))]
     return torch.stack([normalize(resize(p, [128, 128]), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) for p in parts])
+
+
+def test_batch_norm_is_estimated_in_place_and_modes_stay():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
+    net.train()
+    net[1].eval()
+    images = 5 + torch.rand(10, 3, 12, 12)
+    estimate_batch_norm(net, images, batch_size=4)
+    assert [module.training for module in net] == [True, False, True, True, True]
+    assert net[1].momentum == net[4].momentum == 0.1
+    net.eval()
+    hidden = net[:2](images)
+    for activations in (hidden, net(images)):
+        assert activations.mean((0, 2, 3)).abs().max() < 0.05
+        assert (activations.var((0, 2, 3)) - 1).abs().max() < 0.2
+    with pytest.raises(UserError, match="at least two images, not 1"):
+        estimate_batch_norm(net, images[:1])
 
 
 def test_sanity_check_of_adebayo_on_imagenet_weights():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tl_lightning.analysis import grad_cam, randomisation_check, weight_randomisation_cascade
+from tl_lightning.analysis import estimate_batch_norm, grad_cam, randomisation_check, weight_randomisation_cascade
 from tl_lightning.backbones import Stages
 from tl_lightning.errors import UserError
 
@@ -61,6 +61,29 @@ def test_the_model_stays_and_a_seed_fixes_the_result():
     assert not np.array_equal(first.guided, other.guided)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_batch_norm_of_a_random_network_is_that_of_its_own_activations():
+    """With the statistics of before the signal of the random network dies out, and no map is left to compare."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)).eval()
+    estimate_batch_norm(model, images())
+    for layer in (model[1], model[4]):
+        layer.running_mean += 30.0  # as if the activations lay elsewhere, where the weights of before had them
+        layer.bias.data += 0.1
+    found = randomisation_check(model, images(), Stages(model), steps=3)
+    assert not found.flat[-1].all()
+    assert model[1].running_mean.mean() > 20
+
+
+def test_flat_maps_are_named():
+    model = net()
+    nn.init.zeros_(model[4].weight)  # no spread, so that it stays at 0
+    nn.init.zeros_(model[4].bias)
+    found = randomisation_check(model, images(), Stages(model), steps=2)
+    assert found.flat.all()
+    assert not found.grad_cam.any()
 
 
 def test_a_network_without_relu_has_no_guided_backpropagation():

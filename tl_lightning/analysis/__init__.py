@@ -10,6 +10,7 @@ _EXPORTS = {
     "SanityCheck": "tl_lightning.analysis.sanity_check",
     "channel_activations": "tl_lightning.analysis.feature_visualisation",
     "diagonal_frechet_distance": "tl_lightning.analysis.source_statistics",
+    "estimate_batch_norm": "tl_lightning.analysis.randomisation",
     "frechet_distance": "tl_lightning.analysis.similarity",
     "gaussian_frechet_distance": "tl_lightning.analysis.similarity",
     "grad_cam": "tl_lightning.analysis.attribution",

@@ -64,7 +64,7 @@ def grad_cam(
         UserError: The layer does not exist, has no maps or no influence, or the model gives no class scores.
     """
     with untouched(model):
-        inputs = _as_inputs(model, images)
+        inputs = as_inputs(model, images)
         wanted = _as_targets(classes, len(inputs))
         target = find_target_layer(model, inputs, layer=layer, attribute=attribute)
         parts = [
@@ -137,7 +137,7 @@ def guided_backprop(
         UserError: The model has no ReLU, or gives no class scores.
     """
     with untouched(model):
-        inputs = _as_inputs(model, images)
+        inputs = as_inputs(model, images)
         wanted = _as_targets(classes, len(inputs))
         parts = [_guided_batch(model, batch, chosen) for batch, chosen in _batched(inputs, wanted, batch_size)]
     return torch.cat(parts).float().cpu().numpy()
@@ -182,7 +182,7 @@ def _positive(gradient: Tensor) -> Tensor:
     return gradient.clamp(min=0)
 
 
-def _as_inputs(model: nn.Module, images: Array) -> Tensor:
+def as_inputs(model: nn.Module, images: Array) -> Tensor:
     """Return the images as a plain tensor on the device and in the number type of the model."""
     tensor = images.detach() if isinstance(images, Tensor) else torch.as_tensor(as_numpy(images))
     if tensor.ndim != 4 or len(tensor) == 0 or not tensor.is_floating_point():

@@ -7,7 +7,8 @@ import copy
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tl_lightning.errors import UserError, unknown_name
 
@@ -18,8 +19,8 @@ def weight_randomisation_cascade(
     """Yield copies of a model with the weights of one more layer replaced by noise each time.
 
     Adebayo et al. 2018, "Sanity checks for saliency maps", cascading randomisation. Each parameter tensor is drawn from
-    a normal distribution with its own mean and standard deviation: activations keep their scale, so that maps change
-    for what the layer had learnt and not because the signal dies out. Buffers stay.
+    a normal distribution with its own mean and standard deviation. Buffers stay, so that the statistics of a BatchNorm
+    layer belong to weights that are gone: see ``estimate_batch_norm``.
 
     Args:
         model: The trained model; it is copied, and neither it nor the global random numbers change.
@@ -42,6 +43,43 @@ def weight_randomisation_cascade(
         if not any(True for _ in modules[name].parameters()):
             raise UserError(f"layer {name!r} has no parameters to randomise")
     return _cascade(_copy(model), layers, seed)
+
+
+@torch.no_grad()
+def estimate_batch_norm(model: nn.Module, images: Tensor, batch_size: int = 128) -> None:
+    """Set the statistics of all BatchNorm layers of a model to those of its activations on ``images``.
+
+    For a model with random weights: with the statistics of the trained one its signal dies out or saturates, every
+    Grad-CAM map is empty, and a sanity check is passed by no map at all. Dropout and the like stay off.
+
+    Args:
+        model: Changed in place; the mode of each module is the one of before.
+        images: [N, channels, H, W], N at least 2, as the model's forward takes them, on its device.
+        batch_size: Images at one time; the statistics are the mean of those of the batches.
+
+    Raises:
+        UserError: There are fewer than two images.
+    """
+    if len(images) < 2:
+        raise UserError(f"statistics of BatchNorm need at least two images, not {len(images)}")
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not layers:
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [layer.momentum for layer in layers]
+    try:
+        model.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain mean over the batches
+            layer.train()
+        for batch in images.tensor_split(-(-len(images) // batch_size)):  # of equal size: none holds a single image
+            model(batch)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
 
 
 def _cascade(model: nn.Module, layers: Sequence[str], seed: int) -> Iterator[tuple[str, nn.Module]]:

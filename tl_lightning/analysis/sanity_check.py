@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from tl_lightning.analysis.attribution import GradCAMMaps, grad_cam, guided_backprop
+from tl_lightning.analysis.attribution import GradCAMMaps, as_inputs, grad_cam, guided_backprop
 from tl_lightning.analysis.checks import Array, as_numpy
 from tl_lightning.analysis.faithfulness import rank_correlation
-from tl_lightning.analysis.randomisation import weight_randomisation_cascade
+from tl_lightning.analysis.randomisation import estimate_batch_norm, weight_randomisation_cascade
 from tl_lightning.backbones.stages import Stages
 from tl_lightning.errors import UserError
 
@@ -27,6 +27,7 @@ class SanityCheck:
             stage of the network, where all weights are.
         grad_cam: [S, N], rank correlation of the Grad-CAM maps with those of the trained model.
         guided: The same for magnitudes of guided backpropagation; None for a network without ReLUs.
+        flat: [S, N], whether a Grad-CAM map is the same everywhere, mostly empty: it ranks no pixels and counts as 0.
         grad_cam_maps: [1 + S, K, H, W], maps of the first K images: of the trained model, then at each stage.
         guided_maps: The same for guided backpropagation, or None.
         layer: Path of Grad-CAM's target layer within the backbone.
@@ -35,6 +36,7 @@ class SanityCheck:
     stages: tuple[str, ...]
     grad_cam: npt.NDArray[np.float64]
     guided: npt.NDArray[np.float64] | None
+    flat: npt.NDArray[np.bool_]
     grad_cam_maps: Maps
     guided_maps: Maps | None
     layer: str
@@ -53,7 +55,8 @@ def randomisation_check(
 ) -> SanityCheck:
     """Run the sanity check of Adebayo et al. 2018 with cascading randomisation.
 
-    All maps explain the class that the trained model predicts. The model is not changed.
+    All maps explain the class that the trained model predicts. The model is not changed. BatchNorm of the random
+    networks has the statistics of their own activations on the images.
 
     Args:
         model: Maps images to class scores [N, C].
@@ -75,6 +78,7 @@ def randomisation_check(
     for name, copied in weight_randomisation_cascade(model, [name for name, _ in order], seed=seed):
         if name in looked_at:
             names.append(stages.names[looked_at[name]])
+            estimate_batch_norm(copied, as_inputs(copied, images))
             cams.append(grad_cam(copied, images, trained.classes, layer=trained.layer, attribute=attribute).maps)
             if guided is not None:
                 guideds.append(_magnitude(guided_backprop(copied, images, trained.classes)))
@@ -82,6 +86,7 @@ def randomisation_check(
         tuple(names),
         np.stack([rank_correlation(cams[0], maps) for maps in cams[1:]]),
         np.stack([rank_correlation(guideds[0], maps) for maps in guideds[1:]]) if guideds else None,
+        np.stack([np.ptp(maps.reshape(len(maps), -1), axis=1) == 0 for maps in cams[1:]]),
         np.stack([maps[:kept] for maps in cams]),
         np.stack([maps[:kept] for maps in guideds]) if guideds else None,
         trained.layer,

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tl_lightning.analysis.attribution import GradCAMMaps, grad_cam
+from tl_lightning.analysis.attribution import GradCAMMaps, as_inputs, grad_cam
 from tl_lightning.analysis.faithfulness import PointingGrids, pointing_grids, pointing_share, road
 from tl_lightning.analysis.feature_visualisation import channel_activations, visualise_channels
-from tl_lightning.analysis.randomisation import weight_randomisation_cascade
+from tl_lightning.analysis.randomisation import estimate_batch_norm, weight_randomisation_cascade
 from tl_lightning.analysis.sanity_check import randomisation_check
 from tl_lightning.analysis.similarity import weight_drift
 from tl_lightning.analysis.stage_similarity import stage_activations, stage_cka
@@ -139,6 +139,7 @@ class Look:
             return {}
         grids = pointing_grids(sure.images, sure.labels, self.settings.grids, seed=seed)
         *_, (_, random) = weight_randomisation_cascade(module, seed=seed)
+        estimate_batch_norm(random, as_inputs(random, self.sample.images))
         maps, control = (_explain(model, grids, layer) for model in (module, random))
         if self.panel is not None:
             kept: dict[str, npt.ArrayLike] = {
@@ -168,7 +169,8 @@ class Look:
 
         Returns:
             ``cascade``: a row for each stage down to which the weights are random, with the mean over the images;
-            ``gradcam_correlation`` and ``guided_correlation`` with all weights random, and the number of images.
+            ``gradcam_correlation`` and ``guided_correlation`` with all weights random, the share of Grad-CAM maps that
+            are flat then, and the number of images.
         """
         found = randomisation_check(
             module,
@@ -190,6 +192,7 @@ class Look:
             "cascade": [{"stage": name, "Grad-CAM": cam, "guided backpropagation": value} for name, cam, value in rows],
             "gradcam_correlation": float(cams[-1]),
             "guided_correlation": guided[-1],
+            "gradcam_flat": float(found.flat[-1].mean()),
             "explained_images": len(self.sample.labels),
         }
 
