@@ -50,7 +50,8 @@ def estimate_batch_norm(model: nn.Module, images: Tensor, batch_size: int = 128)
     """Set the statistics of all BatchNorm layers of a model to those of its activations on ``images``.
 
     For a model with random weights: with the statistics of the trained one its signal dies out or saturates, every
-    Grad-CAM map is empty, and a sanity check is passed by no map at all. Dropout and the like stay off.
+    Grad-CAM map can be empty, and a sanity check is passed by no map at all. As ``torch.optim.swa_utils.update_bn``,
+    which would leave dropout and the like on.
 
     Args:
         model: Changed in place; the mode of each module is the one of before.

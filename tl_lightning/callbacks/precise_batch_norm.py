@@ -21,7 +21,7 @@ class PreciseBatchNorm(Callback):
 
     The running averages of the training steps lag behind weights that change quickly, layer after layer: in a short
     training from random weights they can belong to no network at all. EfficientNet-Lite0 after 25 steps on 80 digits
-    is right on less than a quarter of the validation images; with the statistics of its own weights on more than half
+    is right on less than 25 % of the validation images; with the statistics of its own weights on more than 30 %
     (``tests/callbacks/test_precise_batch_norm.py`` asserts both). Wu & Johnson 2021, "Rethinking
     'Batch' in BatchNorm", section 3 (precise BN).
 
